@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every way Chantier fails, as one tree.
+
+    ChantierError                      brief, detail, hint; exit_code, grpc_code, transient
+    |- UsageError                      a flag, an argument or a value the caller gave
+    |- ConfigError                     a config file: file, line, key
+    |- DockerfileError                 a Dockerfile: carries source ranges
+    |- ReferenceError_                 an image reference, digest or platform that does not parse
+    |- NotFoundError                   something named is not there
+    |- PolicyError                     a policy or a missing entitlement forbids it
+    |- RegistryError                   a registry said no: host, status; .transient says whether to try again
+    |  |- UnauthorizedError
+    |  `- RateLimitedError             retry_after seconds
+    |- IntegrityError                  a digest or a size does not match what was promised
+    |- StepError                       a process of the build ended badly: argv, exit status
+    |- SolveError                      wraps any of these with the vertex it happened in
+    |- CancelledError_                 the build was cancelled
+    |- SessionError                    the client's machine did not answer
+    |- StoreError                      the state under root cannot be read or written
+    |  `- DiskFullError
+    `- UnsupportedError                this machine, kernel or build cannot do it
+
+`brief` is one line: what failed, on what, then the cause; lower case, no full stop. `detail` is text for a person who
+wants more, `hint` says what to do. `exit_code` follows docker buildx (1 in general, 130 cancelled, 100 internal).
+`grpc_code` is the status code a daemon answers with (google.rpc.Code).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRange:
+    """Lines of one source file that an error points at: 1-based lines, both ends inside; columns are 0-based."""
+
+    start: int
+    end: int
+    start_column: int = 0
+    end_column: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file an error points into, and where (errdefs.Source on the wire)."""
+
+    filename: str
+    data: bytes
+    ranges: tuple[SourceRange, ...]
+    language: str = "Dockerfile"
+
+
+class ChantierError(Exception):
+    """The root of all errors Chantier raises on purpose."""
+
+    exit_code = 1
+    grpc_code = 2  # UNKNOWN, as BuildKit: the text then stands without a prefix
+    transient = False
+
+    def __init__(self, brief: str, *, detail: str | None = None, hint: str | None = None) -> None:
+        super().__init__(brief)
+        self.brief = brief
+        self.detail = detail
+        self.hint = hint
+        self.sources: list[Source] = []  # where in the user's files it came from, innermost first
+        self.vertex: str | None = None  # digest of the vertex that failed
+
+    def __str__(self) -> str:
+        return self.brief
+
+    def at(self, *sources: Source) -> ChantierError:
+        """Add source places and return self, for `raise X(...).at(place)`."""
+        self.sources.extend(sources)
+        return self
+
+
+class UsageError(ChantierError):
+    grpc_code = 3
+
+
+class ConfigError(ChantierError):
+    """A config file that cannot be used. `brief` starts with FILE:LINE: where known."""
+
+    grpc_code = 3
+
+    def __init__(
+        self,
+        brief: str,
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        key: str | None = None,
+        detail: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(brief, detail=detail, hint=hint)
+        self.file = file
+        self.line = line
+        self.key = key
+
+
+class DockerfileError(ChantierError):
+    pass
+
+
+class ReferenceError_(ChantierError):
+    grpc_code = 3
+
+
+class NotFoundError(ChantierError):
+    grpc_code = 5
+
+
+class PolicyError(ChantierError):
+    pass
+
+
+class RegistryError(ChantierError):
+    """A registry request that failed for good, after retries and fall-through."""
+
+    def __init__(
+        self,
+        brief: str,
+        *,
+        host: str | None = None,
+        status: int | None = None,
+        transient: bool = False,
+        detail: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(brief, detail=detail, hint=hint)
+        self.host = host
+        self.status = status
+        self.transient = transient
+
+
+class UnauthorizedError(RegistryError):
+    pass
+
+
+class RateLimitedError(RegistryError):
+    def __init__(
+        self, brief: str, *, retry_after_s: float | None = None, host: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(brief, host=host, status=429, transient=True, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class IntegrityError(ChantierError):
+    grpc_code = 9
+
+
+class StepError(ChantierError):
+    """A process of the build that did not end as it should (BuildKit's ExitError, gatewayapi.ExitMessage on the wire)."""
+
+    def __init__(self, brief: str, *, argv: tuple[str, ...] = (), exit_status: int = 255, hint: str | None = None) -> None:
+        super().__init__(brief, hint=hint)
+        self.argv = argv
+        self.exit_status = exit_status
+
+
+class CancelledError_(ChantierError):
+    exit_code = 130
+    grpc_code = 1
+
+    def __init__(self, brief: str = "context canceled") -> None:
+        super().__init__(brief)
+
+
+class SessionError(ChantierError):
+    pass
+
+
+class StoreError(ChantierError):
+    exit_code = 100
+    grpc_code = 13
+
+
+class DiskFullError(StoreError):
+    exit_code = 102
+    grpc_code = 8
+
+
+class UnsupportedError(ChantierError):
+    grpc_code = 12
+
+
+class SolveError(ChantierError):
+    """Any error seen from outside: the text clients print after `ERROR: `, the vertex, its last log lines."""
+
+    def __init__(self, brief: str, cause: BaseException, *, name: str = "", logs: tuple[str, ...] = ()) -> None:
+        super().__init__(brief, detail=getattr(cause, "detail", None), hint=getattr(cause, "hint", None))
+        self.name = name
+        self.logs = logs
+        self.__cause__ = cause
+        if isinstance(cause, ChantierError):
+            self.sources = list(cause.sources)
+            self.vertex = cause.vertex
+            self.exit_code = cause.exit_code
+            self.grpc_code = cause.grpc_code
+            self.transient = cause.transient
+
+
+__all__ = [
+    "CancelledError_",
+    "ChantierError",
+    "ConfigError",
+    "DiskFullError",
+    "DockerfileError",
+    "IntegrityError",
+    "NotFoundError",
+    "PolicyError",
+    "RateLimitedError",
+    "ReferenceError_",
+    "RegistryError",
+    "SessionError",
+    "SolveError",
+    "Source",
+    "SourceRange",
+    "StepError",
+    "StoreError",
+    "UnauthorizedError",
+    "UnsupportedError",
+    "UsageError",
+]
