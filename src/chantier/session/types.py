@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the engine may ask of the user's machine: files, secrets, credentials, agents, places for results.
+
+Two implementations: `session.local` (same process: the library and the embedded command) and `session.remote` (a client
+behind Control.Session). Every call may wait for a peer, has a deadline of its own, and raises SessionError if the client
+is gone. "Not there" is None, not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """Of one registry host. `username` is empty when `secret` is an identity (refresh) token."""
+
+    username: str
+    secret: str
+
+    def __repr__(self) -> str:  # never the secret
+        return f"Credentials(username={self.username!r})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesRequest:
+    """Which files of a named directory of the client to send (protocol.md 2.4).
+
+    Patterns are those of .dockerignore. `follow` are paths whose symlinks are resolved and whose targets are sent too.
+    """
+
+    name: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    follow: tuple[str, ...] = ()
+
+
+class FileSink(Protocol):
+    """A file on the client's machine that a result is written to. Nothing is left there unless `close` returns."""
+
+    async def write(self, data: bytes | memoryview, /) -> None: ...
+    async def close(self) -> None: ...
+    async def abort(self) -> None: ...
+
+
+class Stream(Protocol):
+    """Bytes both ways (an ssh agent's socket)."""
+
+    async def read(self) -> bytes: ...
+    async def write(self, data: bytes, /) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Session(Protocol):
+    id: str
+    shared_key: str  # the same for two builds of one directory by one user; local sources are reused by it
+
+    def directory(self, name: str) -> Path | None:
+        """The directory `name` itself, if it lies on this machine and may be read in place; else None (then use `receive`)."""
+
+    async def receive(self, request: FilesRequest, into: Path) -> None:
+        """Make `into` hold exactly the requested files, transferring only what differs from what is there.
+
+        Owner is 0:0, mode and mtime are the client's. Raises NotFoundError if the client offers no such name.
+        """
+
+    async def secret(self, id: str) -> bytes | None: ...
+
+    async def credentials(self, host: str) -> Credentials | None: ...
+
+    async def token(self, host: str, realm: str, service: str, scopes: Sequence[str]) -> str | None:
+        """A bearer token fetched by the client, or None where the client leaves that to us."""
+
+    async def has_agent(self, id: str) -> bool: ...
+
+    async def agent(self, id: str) -> Stream:
+        """Connect to the client's ssh agent `id`. Raises NotFoundError."""
+
+    async def upload(self, id: str) -> AsyncIterator[bytes]:
+        """The bytes of a stream the client offers (`http://buildkit-session/ID`: a context on standard input)."""
+
+    async def send_file(self, exporter: int, metadata: Mapping[str, str]) -> FileSink:
+        """Open output number `exporter` of the build as a file (tar, oci, docker)."""
+
+    async def send_directory(self, exporter: int, root: Path, *, remove_others: bool = False) -> None:
+        """Copy the tree at `root` to output number `exporter` (local)."""
+
+    async def blob(self, store: str, digest: str) -> AsyncIterator[bytes]:
+        """A blob of the client's content store `store` (oci-layout contexts). Raises NotFoundError."""
+
+
+__all__ = ["Credentials", "FileSink", "FilesRequest", "Session", "Stream"]

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One SQLite database (WAL) for all metadata under a root. Safe for several threads and several processes.
+
+Each thread has its own connection. Writers take the database's write lock at once (BEGIN IMMEDIATE), so a transaction
+never fails half-way for lack of it; a second process waits up to `busy_s` seconds.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from chantier.errors import DiskFullError, StoreError
+
+
+class Db:
+    """Rooms create their own tables with `ensure(schema)`; a table's name starts with its room's noun."""
+
+    def __init__(self, path: Path, *, busy_s: float = 60.0) -> None:
+        self.path = path
+        self._busy_s = busy_s
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+
+    def ensure(self, schema: str) -> None:
+        """Run `CREATE TABLE IF NOT EXISTS …` statements."""
+        with self.write() as cursor:
+            for statement in schema.split(";"):
+                if statement.strip():
+                    cursor.execute(statement)
+
+    def read(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query, seen as of now."""
+        with _translated(self.path):
+            return self._connection().execute(sql, params).fetchall()
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Cursor]:
+        """A transaction: committed when the block ends, rolled back if it raises. May be nested in one thread (joins the outer)."""
+        connection = self._connection()
+        if connection.in_transaction:
+            yield connection.cursor()
+            return
+        with _translated(self.path):
+            cursor = connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield cursor
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+
+    def close(self) -> None:
+        with self._lock:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+        self._local = threading.local()
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            with _translated(self.path):
+                connection = sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=NORMAL")
+                connection.execute("PRAGMA foreign_keys=ON")
+            self._local.connection = connection
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as err:
+        if "full" in str(err):
+            raise DiskFullError(
+                f"failed to write {path}: no space left on device", hint="free some space or prune the cache"
+            ) from err
+        raise StoreError(f"failed to use the database {path}: {err}") from err
+    except sqlite3.DatabaseError as err:
+        raise StoreError(f"the database {path} is damaged: {err}", hint="run `chantier fsck --repair`") from err
