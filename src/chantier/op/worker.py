@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every operation gets from the engine, and the two bridges operations use: to threads and to the client's machine."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from chantier.errors import SessionError
+from chantier.spec import Platform, host_platform
+
+if TYPE_CHECKING:
+    from chantier.cache import Cache
+    from chantier.config import Config
+    from chantier.progress import Step
+    from chantier.runtime.types import Runtime
+    from chantier.session.types import Session
+
+T = TypeVar("T")
+
+
+class Networks(Protocol):
+    """Where a step's network comes from when it asks for the default one (bridge, CNI). Absent: the host's network."""
+
+    def acquire(self, hostname: str) -> AbstractAsyncContextManager[str]:
+        """Yields what `Container.network` takes: the path of a namespace file, `host` or `none`."""
+
+
+class JobView(Protocol):
+    """The part of solver.types.JobContext that the helpers here need."""
+
+    step: Step
+    sessions: Sequence[Any]
+
+
+@dataclass(kw_only=True, eq=False)
+class Worker:
+    """One engine's means. Made once by the engine, given to every operation, never changed while builds run.
+
+    `root` is the state directory; `executor` (bundles, hosts files) and `tmp` lie below it, are created here and are
+    emptied by recovery after a crash.
+    """
+
+    root: Path
+    cache: Cache
+    config: Config
+    runtime: Runtime | None = None  # None: no OCI runtime was found; `no_runtime` says why, and only RUN needs one
+    no_runtime: str = ""
+    platform: Platform = field(default_factory=host_platform)
+    parallelism: int = 0  # steps that may run at once, 0 for no limit
+    registries: Any = None  # registry.RegistryPool: ops that talk to registries get their client from it
+    networks: Networks | None = None
+    session_by_id: Mapping[str, Session] = field(default_factory=dict)  # for `local.session` and its like
+    extra: dict[str, Any] = field(default_factory=dict)  # what one kind of operation keeps for the life of the engine
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(64, "chantier-op"))
+    _slots: asyncio.Semaphore | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        for directory in (self.executor, self.tmp):
+            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if self.parallelism > 0:
+            self._slots = asyncio.Semaphore(self.parallelism)
+
+    @property
+    def executor(self) -> Path:
+        return self.root / "executor"
+
+    @property
+    def tmp(self) -> Path:
+        return self.root / "tmp"
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """One of the `parallelism` places; waits for it. This is what `Op.acquire` of a step returns."""
+        if self._slots is None:
+            yield
+            return
+        async with self._slots:
+            yield
+
+    async def threaded(self, call: Callable[[Callable[[], bool]], T]) -> T:
+        """`threaded` on this worker's own threads, so that operations never starve the loop's default pool."""
+        return await threaded(call, self.threads)
+
+
+async def threaded(call: Callable[[Callable[[], bool]], T], pool: ThreadPoolExecutor | None = None) -> T:
+    """Run `call(cancelled)` in a thread: the one way from an operation into the synchronous rooms.
+
+    When the awaiting task is cancelled, `cancelled()` turns true and the task still waits for the thread to end, so that
+    nothing works on after the operation is gone; then CancelledError goes on.  Without a pool the call gets a thread of
+    its own: for calls that may wait for another operation, which would otherwise hold the threads that one needs.
+    """
+    flag = threading.Event()
+    future: Future[T]
+    if pool is not None:
+        future = pool.submit(call, flag.is_set)
+    else:
+        future = Future()
+        threading.Thread(target=_fulfil, args=(future, call, flag.is_set), name="chantier-wait", daemon=True).start()
+    waiting = asyncio.wrap_future(future)
+    try:
+        return await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        flag.set()
+        while not waiting.done():
+            # A second cancellation must not let the thread out of sight either.
+            try:
+                await asyncio.wait((waiting,))
+            except asyncio.CancelledError:
+                continue
+        if not waiting.cancelled():
+            waiting.exception()  # marks it as seen: the cancellation is what is reported
+        raise
+
+
+def _fulfil(future: Future[T], call: Callable[[Callable[[], bool]], T], cancelled: Callable[[], bool]) -> None:
+    try:
+        future.set_result(call(cancelled))
+    except BaseException as err:  # whatever it is, the awaiting task is the one to see it
+        future.set_exception(err)
+
+
+async def ask(job: JobView, question: Callable[[Session], Awaitable[T | None]]) -> T | None:
+    """The first answer that is not None among the sessions that want the vertex; None if all say None.
+
+    A session that is gone is passed over; SessionError is raised only if none could answer at all.
+    """
+    gone: SessionError | None = None
+    answered = False
+    for session in tuple(job.sessions):
+        try:
+            answer = await question(session)
+        except SessionError as err:
+            gone = err
+            continue
+        if answer is not None:
+            return answer
+        answered = True
+    if gone is not None and not answered:
+        raise gone
+    return None
+
+
+__all__ = ["JobView", "Networks", "Worker", "ask", "threaded"]
