@@ -85,8 +85,13 @@ class Session(Protocol):
     async def send_file(self, exporter: int, metadata: Mapping[str, str]) -> FileSink:
         """Open output number `exporter` of the build as a file (tar, oci, docker)."""
 
-    async def send_directory(self, exporter: int, root: Path, *, remove_others: bool = False) -> None:
-        """Copy the tree at `root` to output number `exporter` (local)."""
+    async def send_directory(
+        self, exporter: int, root: Path, *, into: str = "", remove_others: bool = False, epoch: int | None = None
+    ) -> None:
+        """Copy the tree at `root` to output number `exporter` (local), or to its sub-directory `into`.
+
+        Owners are the user's own; `epoch` (seconds) becomes the time of every file. `remove_others` deletes what the tree has not.
+        """
 
     async def blob(self, store: str, digest: str) -> AsyncIterator[bytes]:
         """A blob of the client's content store `store` (oci-layout contexts). Raises NotFoundError."""

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A result becomes an image: layers, config, manifest, and an index where there are several platforms (semantics.md 6.6-6.8)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from chantier.cache import LayerBlob, Ref
+from chantier.errors import UsageError
+from chantier.progress import Step
+from chantier.spec import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Platform,
+    descriptor_to_json,
+    digest_of,
+    dumps_indent,
+    to_docker,
+)
+
+from .config import default_config, patch_config
+from .options import ImageOptions, parse_epoch
+from .push import push_image
+from .rewrite import rewrite_layers
+from .types import Exportable, ExportContext, Finalize, Response
+
+_STRIPPED = ("containerd.io/uncompressed", "buildkit/createdat", "containerd.io/distribution.source.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """One blob of an image that was made: its bytes if they are small documents, else the layer and the ref that has it."""
+
+    descriptor: Descriptor
+    data: bytes | None = None
+    layer: LayerBlob | None = None
+    ref: Ref | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A whole image: `root` names a manifest or an index; `blobs` holds everything below it, children before parents, once each."""
+
+    root: Descriptor
+    blobs: tuple[Blob, ...]
+    config: Descriptor | None  # None for an index
+
+    def response(self, names: Sequence[str]) -> Response:
+        import base64
+        import json
+
+        out: Response = {"containerimage.digest": str(self.root.digest)}
+        if self.config is not None:
+            out["containerimage.config.digest"] = str(self.config.digest)
+        document = json.dumps(descriptor_to_json(self.root), separators=(",", ":")).encode()
+        out["containerimage.descriptor"] = base64.b64encode(document).decode()
+        if names:
+            out["image.name"] = ",".join(names)
+        return out
+
+
+async def make_image(what: Exportable, options: ImageOptions, context: ExportContext, step: Step) -> Image:
+    """Compute every document of the image and make sure that every new layer's blob exists in the store.
+
+    Base layers that were never needed stay where they are: `Blob.layer.local` is false for them.
+    """
+    if what.is_multi and any(a.kind.startswith("index") for a in options.annotations) is False and not what.refs:
+        raise UsageError("cannot export an image of no platform")
+    with step.action("exporting layers"):
+        platforms = what.platforms()
+        made = await asyncio.gather(*(_layers(what.refs[p], options, context, step) for p, _ in platforms))
+        epochs = [_epoch(what, platform, options) for platform, _ in platforms]
+        if options.rewrite_timestamp:
+            made = list(
+                await asyncio.gather(
+                    *(
+                        asyncio.to_thread(rewrite_layers, layers, epoch, _base_layers(what, p), options.compression, context)
+                        if epoch is not None
+                        else _same(layers)
+                        for (p, _), layers, epoch in zip(platforms, made, epochs, strict=True)
+                    )
+                )
+            )
+    blobs: dict[Digest, Blob] = {}
+    manifests: list[Descriptor] = []
+    config_descriptor: Descriptor | None = None
+    for (platform_id, platform), layers, epoch in zip(platforms, made, epochs, strict=True):
+        ref = what.refs[platform_id]
+        config = what.value("containerimage.config", platform_id) or default_config(platform)
+        config = patch_config(
+            config,
+            diff_ids=[layer.diff_id for layer in layers],
+            created_at=[layer.created_at for layer in layers],
+            descriptions=[layer.description for layer in layers],
+            epoch=epoch,
+            base_history=_base_history(what, platform_id),
+        )
+        config_descriptor = _document(config, OCI_CONFIG, options)
+        manifest = _manifest(config_descriptor, layers, options, platform_id)
+        descriptor = _document(manifest, OCI_MANIFEST, options)
+        with step.action(f"exporting manifest {descriptor.digest}"):
+            for layer in layers:
+                blobs.setdefault(
+                    layer.descriptor.digest, Blob(descriptor=_clean(layer.descriptor, options), layer=layer, ref=ref)
+                )
+        with step.action(f"exporting config {config_descriptor.digest}"):
+            blobs[config_descriptor.digest] = Blob(descriptor=config_descriptor, data=config)
+        blobs[descriptor.digest] = Blob(descriptor=descriptor, data=manifest)
+        annotations = {
+            a.key: a.value for a in options.annotations if a.kind == "manifest-descriptor" and a.platform in ("", platform_id)
+        }
+        manifests.append(replace(descriptor, platform=_platform_of(config, platform), annotations=annotations))
+    if not what.is_multi:
+        if any(a.kind.startswith("index") for a in options.annotations):
+            raise UsageError("index annotations not supported for single platform export")
+        return Image(root=replace(manifests[0], platform=None), blobs=tuple(blobs.values()), config=config_descriptor)
+    index = _index(manifests, options)
+    descriptor = _document(index, OCI_INDEX, options)
+    with step.action(f"exporting manifest list {descriptor.digest}"):
+        blobs[descriptor.digest] = Blob(descriptor=descriptor, data=index)
+    return Image(root=descriptor, blobs=tuple(blobs.values()), config=None)
+
+
+class ImageExporter:
+    """`type=image`: into the content store, and to registries with push=true."""
+
+    name = "exporting to image"
+
+    def __init__(self, options: ImageOptions) -> None:
+        if options.push and not options.names:
+            raise UsageError("tag is needed when pushing to registry", hint="give a name with -t NAME or name=NAME")
+        self.options = options
+
+    async def export(self, what: Exportable, context: ExportContext, step: Step) -> tuple[Response, Finalize | None]:
+        names = _names(self.options, what)
+        image = await make_image(what, self.options, context, step)
+        await asyncio.to_thread(store_documents, image, context)
+        for name in names:
+            with step.action(f"naming to {name}"):
+                await asyncio.to_thread(context.cache.set_image, name, image.root)
+        response = image.response(names)
+        if not self.options.push:
+            return response, None
+
+        async def finalize(step: Step) -> None:
+            for name in names:
+                await push_image(image, name, self.options, context, step)
+
+        return response, finalize
+
+
+def store_documents(image: Image, context: ExportContext) -> None:
+    """Write configs and manifests into the blob store (layers are there, or lazy)."""
+    for blob in image.blobs:
+        if blob.data is not None:
+            with context.blobs.writer() as writer:
+                writer.write(blob.data)
+                writer.commit(blob.descriptor.digest, blob.descriptor.size)
+
+
+async def _same(layers: Sequence[LayerBlob]) -> Sequence[LayerBlob]:
+    return layers
+
+
+async def _layers(ref: Ref | None, options: ImageOptions, context: ExportContext, step: Step) -> Sequence[LayerBlob]:
+    if ref is None:
+        return ()
+    return await asyncio.to_thread(
+        ref.layers,
+        compression=options.compression.kind,
+        level=options.compression.level,
+        force=options.compression.force,
+        step=step,
+        sessions=context.sessions,
+        cancelled=context.cancelled,
+    )
+
+
+def _names(options: ImageOptions, what: Exportable) -> tuple[str, ...]:
+    if options.names == ("*",):
+        return tuple(n for n in what.metadata.get("image.name", b"").decode().split(",") if n)
+    return options.names
+
+
+def _epoch(what: Exportable, platform: str, options: ImageOptions) -> int | None:
+    if options.epoch is not None:
+        return options.epoch
+    raw = what.value("source.date.epoch", platform)
+    return parse_epoch(raw.decode()) if raw else None
+
+
+def _base_document(what: Exportable, platform: str) -> dict[str, Any]:
+    import json
+
+    raw = what.value("containerimage.base.config", platform)
+    return json.loads(raw) if raw else {}
+
+
+def _base_history(what: Exportable, platform: str) -> int:
+    return len(_base_document(what, platform).get("history") or ())
+
+
+def _base_layers(what: Exportable, platform: str) -> list[str]:
+    return list((_base_document(what, platform).get("rootfs") or {}).get("diff_ids") or ())
+
+
+def _document(data: bytes, media_type: str, options: ImageOptions) -> Descriptor:
+    return Descriptor(media_type=_type(media_type, options), digest=digest_of(data), size=len(data))
+
+
+def _type(media_type: str, options: ImageOptions) -> str:
+    return media_type if options.oci_media_types else to_docker(media_type)
+
+
+def _clean(descriptor: Descriptor, options: ImageOptions) -> Descriptor:
+    kept = {k: v for k, v in descriptor.annotations.items() if not k.startswith(_STRIPPED)} if options.oci_media_types else {}
+    return replace(descriptor, media_type=_type(descriptor.media_type, options), annotations=kept)
+
+
+def _manifest(config: Descriptor, layers: Sequence[LayerBlob], options: ImageOptions, platform: str) -> bytes:
+    annotations = {a.key: a.value for a in options.annotations if a.kind == "manifest" and a.platform in ("", platform)}
+    raw: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": _type(OCI_MANIFEST, options),
+        "config": descriptor_to_json(config),
+        "layers": [descriptor_to_json(_clean(layer.descriptor, options)) for layer in layers],
+    }
+    if annotations:
+        raw["annotations"] = dict(sorted(annotations.items()))
+    return dumps_indent(raw)
+
+
+def _index(manifests: Sequence[Descriptor], options: ImageOptions) -> bytes:
+    annotations = {a.key: a.value for a in options.annotations if a.kind == "index"}
+    raw: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": _type(OCI_INDEX, options),
+        "manifests": [descriptor_to_json(m) for m in manifests],
+    }
+    if annotations:
+        raw["annotations"] = dict(sorted(annotations.items()))
+    return dumps_indent(raw)
+
+
+def _platform_of(config: bytes, wanted: Platform | None) -> Platform:
+    import json
+
+    return wanted if wanted is not None else Platform.from_json(json.loads(config))

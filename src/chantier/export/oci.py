@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image as one tar: an OCI layout (image-spec, image-layout.md), with Docker's manifest.json for `docker load`.
+
+Entries are sorted by name, owned by root and dated 1970, so equal images give equal tars (semantics.md 6.11).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tarfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from chantier.errors import UsageError
+from chantier.progress import Step
+from chantier.session.types import FileSink
+from chantier.spec import Descriptor, Reference, descriptor_to_json, dumps
+
+from .config import rfc3339
+from .image import Blob, Image, make_image
+from .options import ImageOptions
+from .types import Exportable, ExportContext, Finalize, Response
+
+_CHUNK = 1 << 20
+
+
+class TarExporter:
+    """`type=oci` and `type=docker`."""
+
+    def __init__(self, options: ImageOptions, *, docker: bool) -> None:
+        self.options = options
+        self.docker = docker
+        self.name = "exporting to docker image format" if docker else "exporting to oci image format"
+
+    async def export(self, what: Exportable, context: ExportContext, step: Step) -> tuple[Response, Finalize | None]:
+        if self.docker and what.is_multi:
+            raise UsageError(
+                "docker exporter does not currently support exporting manifest lists",
+                hint="build one platform, or use -o type=oci",
+            )
+        image = await make_image(what, self.options, context, step)
+        names = [str(Reference.parse(n).with_default_tag()) for n in self._names(what)]
+        created = rfc3339((self.options.epoch if self.options.epoch is not None else int(time.time())) * 1_000_000_000)
+        root = replace(image.root, annotations={**image.root.annotations, "org.opencontainers.image.created": created})
+        await _fetch_lazy(image, context, step)
+        if context.session is None:
+            raise UsageError("could not export without session")
+        metadata = image.response(names)
+        with step.action("sending tarball"):
+            sink = await context.session.send_file(context.number, metadata)
+            try:
+                await self._write(sink, image, root, names, context)
+            except BaseException:
+                await sink.abort()
+                raise
+            await sink.close()
+        return replace(image, root=root).response(names), None
+
+    def _names(self, what: Exportable) -> Sequence[str]:
+        if self.options.names == ("*",):
+            return [n for n in what.metadata.get("image.name", b"").decode().split(",") if n]
+        return self.options.names
+
+    async def _write(self, sink: FileSink, image: Image, root: Descriptor, names: Sequence[str], context: ExportContext) -> None:
+        entries: dict[str, Blob | bytes | None] = {"blobs/": None, "blobs/sha256/": None}
+        for blob in image.blobs:
+            entries["blobs/" + blob.descriptor.digest.replace(":", "/")] = blob if blob.data is None else blob.data
+        entries["index.json"] = _index(root, names)
+        entries["oci-layout"] = b'{"imageLayoutVersion":"1.0.0"}'
+        if self.docker:
+            entries["manifest.json"] = _docker_manifest(image, names)
+        for name, content in sorted(entries.items()):
+            await _entry(sink, name, content, context)
+        await sink.write(bytes(1024))
+
+
+def _index(root: Descriptor, names: Sequence[str]) -> bytes:
+    described = []
+    for name in names or ("",):
+        annotations = dict(root.annotations)
+        if name:
+            annotations["io.containerd.image.name"] = name
+            annotations["org.opencontainers.image.ref.name"] = Reference.parse(name).tag
+        described.append(descriptor_to_json(replace(root, annotations=annotations)))
+    return dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": described})
+
+
+def _docker_manifest(image: Image, names: Sequence[str]) -> bytes:
+    config = next(b for b in image.blobs if image.config is not None and b.descriptor.digest == image.config.digest)
+    manifest = next(b for b in image.blobs if b.descriptor.digest == image.root.digest)
+    import json
+
+    layers = [layer["digest"] for layer in json.loads(manifest.data or b"{}")["layers"]]
+    document: dict[str, Any] = {
+        "Config": "blobs/" + config.descriptor.digest.replace(":", "/"),
+        "RepoTags": [Reference.parse(n).familiar() for n in names] or None,
+        "Layers": ["blobs/" + digest.replace(":", "/") for digest in layers],
+    }
+    return dumps([document])
+
+
+async def _entry(sink: FileSink, name: str, content: Blob | bytes | None, context: ExportContext) -> None:
+    info = tarfile.TarInfo(name)
+    if content is None:
+        info.type, info.mode = tarfile.DIRTYPE, 0o755
+        await sink.write(info.tobuf(tarfile.USTAR_FORMAT))
+        return
+    info.mode = 0o644 if not name.startswith("blobs/") else 0o444
+    info.size = len(content) if isinstance(content, bytes) else content.descriptor.size
+    await sink.write(info.tobuf(tarfile.PAX_FORMAT if info.size >= 8 << 30 else tarfile.USTAR_FORMAT))
+    if isinstance(content, bytes):
+        await sink.write(content)
+    else:
+        with context.blobs.open(content.descriptor.digest) as source:
+            while chunk := await asyncio.to_thread(source.read, _CHUNK):
+                await sink.write(chunk)
+    if info.size % 512:
+        await sink.write(bytes(512 - info.size % 512))
+
+
+async def _fetch_lazy(image: Image, context: ExportContext, step: Step) -> None:
+    """Bring the bytes of layers here that so far only a registry holds."""
+    jobs = []
+    for blob in image.blobs:
+        if blob.layer is not None and blob.ref is not None and not blob.layer.local:
+            jobs.append(
+                asyncio.to_thread(
+                    blob.ref.fetch_blobs, (blob.layer,), step=step, sessions=context.sessions, cancelled=context.cancelled
+                )
+            )
+    await asyncio.gather(*jobs)
