@@ -65,7 +65,9 @@ def load(definition: pb.Definition | None, *, known_caps: frozenset[str] | None 
 
     Raises UsageError with BuildKit's texts for what cannot be a graph, and for a capability outside `known_caps`.
     """
-    raws = raw_ops(definition) if definition is not None else []
+    if definition is None:
+        return Graph({}, None)
+    raws = raw_ops(definition)
     if not raws:
         return Graph({}, None)
     if len(raws) < 2:
