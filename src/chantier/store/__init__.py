@@ -18,8 +18,10 @@ Three names to know: `Root`, `BlobStore`, `plan`.
 
 from .blobs import BlobStore, Writer
 from .db import Db
-from .gc import default_policies, plan
-from .root import Lease, Root
+from .filters import compile_filters
+from .gc import default_policies, plan, why_kept
+from .holds import Holds, Lease
+from .root import Root
 from .types import BlobInfo, Disk, Eviction, Policy, UsageRecord
 
 __all__ = [
@@ -28,11 +30,14 @@ __all__ = [
     "Db",
     "Disk",
     "Eviction",
+    "Holds",
     "Lease",
     "Policy",
     "Root",
     "UsageRecord",
     "Writer",
+    "compile_filters",
     "default_policies",
     "plan",
+    "why_kept",
 ]

@@ -1,0 +1,514 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blobs: files named by digest. A blob that has its name is whole, was verified, and never changes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import BinaryIO, Self
+
+from chantier.errors import CancelledError_, DiskFullError, IntegrityError, NotFoundError, ReferenceError_, StoreError
+from chantier.spec import Digest, new_id
+
+from .db import Db
+from .holds import SCHEMA as HOLDS_SCHEMA
+from .holds import hold_for_lease
+from .trace import point
+from .types import BlobInfo
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS blob (
+  digest TEXT PRIMARY KEY, size INTEGER NOT NULL, media_type TEXT NOT NULL DEFAULT '', created INTEGER NOT NULL,
+  touched INTEGER NOT NULL, labels TEXT NOT NULL DEFAULT '{}') WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blob_owner (
+  digest TEXT NOT NULL, owner TEXT NOT NULL, PRIMARY KEY (digest, owner)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS blob_owner_owner ON blob_owner (owner)
+"""
+
+GRACE_NS = 600 * 10**9
+"""How long a blob that nobody owns is kept after its last use while any build runs."""
+
+_TOUCH_NS = GRACE_NS // 4
+_CHUNK = 1 << 20
+
+
+class BlobStore:
+    """The blobs under one root. `root` is the state directory; blobs/ and ingest/ are made in it."""
+
+    def __init__(self, root: Path, db: Db, *, clock: Callable[[], int] = time.time_ns) -> None:
+        self._db = db
+        self._clock = clock
+        self._blobs = root / "blobs"
+        self._ingest = root / "ingest"
+        for directory in (self._blobs, self._ingest):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        db.ensure(HOLDS_SCHEMA)
+        db.ensure(SCHEMA)
+
+    # Looking
+
+    def path(self, digest: str) -> Path:
+        """Where the blob's file is, or would be."""
+        checked = Digest.parse(digest)
+        return self._blobs / checked.algorithm / checked.hex[:2] / checked.hex
+
+    def stat(self, digest: str) -> BlobInfo | None:
+        """What is known of a blob, or None if it is not here whole. Counts as a use."""
+        path = self.path(digest)
+        try:
+            size = os.stat(path).st_size
+        except FileNotFoundError:
+            return None
+        now = self._clock()
+        row = self._row(digest)
+        if row is None:
+            # Its writer was killed between the rename and the record; the file was verified before it was renamed.
+            self._record(Digest(digest), size, "", {}, now)
+            row = (size, "", now, now, "{}")
+        if row[0] != size:
+            self.delete(digest)
+            return None
+        hold_for_lease("blob", digest)
+        if now - row[3] > _TOUCH_NS:
+            with self._db.write() as cursor:
+                cursor.execute("UPDATE blob SET touched = ? WHERE digest = ?", (now, digest))
+        return _info(digest, row)
+
+    def exists(self, digest: str) -> bool:
+        return self.stat(digest) is not None
+
+    def open(self, digest: str) -> BinaryIO:
+        """The blob's bytes, seekable, not verified again. Raises NotFoundError."""
+        if self.stat(digest) is None:
+            raise _missing(digest)
+        try:
+            return open(self.path(digest), "rb")
+        except FileNotFoundError:
+            raise _missing(digest) from None
+
+    def verified(self, digest: str) -> VerifiedReader:
+        """The blob's bytes, once through; reading the last of them raises IntegrityError if they are not the digest's."""
+        return VerifiedReader(self.open(digest), Digest(digest))
+
+    def read(self, digest: str, *, limit: int = 32 << 20) -> bytes:
+        """All of a small blob. Raises NotFoundError, or IntegrityError if it is damaged or larger than `limit`."""
+        with self.verified(digest) as reader:
+            data = reader.read(limit + 1)
+            if len(data) > limit:
+                raise IntegrityError(f"blob {digest} is larger than {limit} bytes")
+            reader.read(1)
+        return data
+
+    def walk(self) -> Iterator[BlobInfo]:
+        """All blobs, by digest."""
+        for digest, *row in self._db.read("SELECT digest, size, media_type, created, touched, labels FROM blob ORDER BY digest"):
+            yield _info(digest, tuple(row))
+
+    # Writing
+
+    def writer(
+        self,
+        *,
+        key: str | None = None,
+        media_type: str = "",
+        labels: Mapping[str, str] | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Writer:
+        """A place for a new blob. With a key an interrupted writer's bytes are found again, and others with the key wait.
+
+        `on_bytes` is called with the offset after each write.
+        """
+        if key is None:
+            path = self._ingest / f"{new_id()}.part"
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        else:
+            path = self._ingest / f"key-{hashlib.sha256(key.encode()).hexdigest()}.part"
+            fd = _open_keyed(path, cancelled)
+        point("blob.ingest")
+        try:
+            return Writer(self, fd, path, media_type=media_type, labels=labels or {}, on_bytes=on_bytes)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def put(self, data: bytes, *, media_type: str = "", labels: Mapping[str, str] | None = None) -> Digest:
+        """Store a small blob (a manifest, a config)."""
+        with self.writer(media_type=media_type, labels=labels) as writer:
+            writer.write(data)
+            return writer.commit()
+
+    def set_labels(self, digest: str, labels: Mapping[str, str | None]) -> None:
+        """Merge labels into those of a blob; None removes one. Raises NotFoundError."""
+        with self._db.write() as cursor:
+            row = self._row(digest)
+            if row is None:
+                raise _missing(digest)
+            merged = {**json.loads(row[4]), **labels}
+            kept = json.dumps({k: v for k, v in merged.items() if v is not None}, sort_keys=True)
+            cursor.execute("UPDATE blob SET labels = ? WHERE digest = ?", (kept, digest))
+
+    # Keeping and deleting
+
+    def keep(self, digest: str, owner: str) -> None:
+        """Keep a blob as long as `owner` (`record:ID`, `history:ID`, …) is not dropped. The blob need not be here yet."""
+        with self._db.write() as cursor:
+            cursor.execute("INSERT OR IGNORE INTO blob_owner VALUES (?, ?)", (digest, owner))
+
+    def drop(self, owner: str, digest: str | None = None) -> None:
+        """End what `keep` began, for one blob or for all of an owner's."""
+        with self._db.write() as cursor:
+            if digest is None:
+                cursor.execute("DELETE FROM blob_owner WHERE owner = ?", (owner,))
+            else:
+                cursor.execute("DELETE FROM blob_owner WHERE owner = ? AND digest = ?", (owner, digest))
+
+    def owners(self, digest: str) -> list[str]:
+        return [row[0] for row in self._db.read("SELECT owner FROM blob_owner WHERE digest = ? ORDER BY owner", (digest,))]
+
+    def delete(self, digest: str) -> None:
+        """Remove a blob, whoever wants it. No error if it is not there."""
+        with self._db.write() as cursor:
+            trash = self._take_away(cursor, digest)
+        _unlink(trash)
+
+    def unused(self, *, grace_ns: int = GRACE_NS) -> list[BlobInfo]:
+        """Blobs that nobody owns, nobody holds, and that were not used within `grace_ns`."""
+        rows = self._db.read(
+            "SELECT digest, size, media_type, created, touched, labels FROM blob WHERE touched <= ?"
+            " AND NOT EXISTS (SELECT 1 FROM blob_owner o WHERE o.digest = blob.digest)"
+            " AND NOT EXISTS (SELECT 1 FROM store_hold h WHERE h.kind = 'blob' AND h.key = blob.digest)",
+            (self._clock() - grace_ns,),
+        )
+        return [_info(digest, tuple(row)) for digest, *row in rows]
+
+    def collect(self, *, grace_ns: int = GRACE_NS) -> int:
+        """Delete the unused blobs, each only if it still is unused; returns the bytes freed."""
+        freed = 0
+        for candidate in self.unused(grace_ns=grace_ns):
+            with self._db.write() as cursor:
+                still = cursor.execute(
+                    "SELECT 1 FROM blob WHERE digest = ? AND touched <= ?"
+                    " AND NOT EXISTS (SELECT 1 FROM blob_owner o WHERE o.digest = blob.digest)"
+                    " AND NOT EXISTS (SELECT 1 FROM store_hold h WHERE h.kind = 'blob' AND h.key = blob.digest)",
+                    (candidate.digest, self._clock() - grace_ns),
+                ).fetchone()
+                if still is None:
+                    continue
+                trash = self._take_away(cursor, candidate.digest)
+            _unlink(trash)
+            freed += candidate.size
+        return freed
+
+    def recover(self, *, alone: bool, keep_partial_s: float = 86400) -> None:
+        """Remove partial blobs that no live writer has; keyed ones stay resumable for a day. Alone: also match files and rows."""
+        for entry in os.scandir(self._ingest):
+            fd = -1
+            try:
+                fd = os.open(entry.path, os.O_RDWR | os.O_CLOEXEC)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                age = time.time() - os.fstat(fd).st_mtime
+                if not entry.name.startswith("key-") or age > keep_partial_s or os.fstat(fd).st_size == 0:
+                    os.unlink(entry.path)
+            except (BlockingIOError, FileNotFoundError):
+                pass  # a live writer has it, or had it until now
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+        if alone:
+            self.reindex()
+
+    def reindex(self) -> tuple[int, int]:
+        """Make rows agree with files: returns how many were added and how many dropped."""
+        found = {digest: size for digest, size in self._files() if digest is not None}
+        known = {info.digest: info.size for info in self.walk()}
+        now = self._clock()
+        with self._db.write() as cursor:
+            gone = [(d,) for d, size in known.items() if found.get(d) != size]
+            cursor.executemany("DELETE FROM blob WHERE digest = ?", gone)
+            for digest, size in found.items():
+                if digest in known and known[digest] != size:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(self.path(digest))
+            new = [(d, size, now, now) for d, size in found.items() if d not in known]
+            cursor.executemany("INSERT OR IGNORE INTO blob (digest, size, created, touched) VALUES (?, ?, ?, ?)", new)
+        return len(new), len(gone)
+
+    def _files(self) -> Iterator[tuple[Digest | None, int]]:
+        """Every file under blobs/: its digest (None if its name is none) and size."""
+        for directory, _, names in os.walk(self._blobs):
+            for name in names:
+                algorithm = os.path.relpath(directory, self._blobs).partition("/")[0]
+                try:
+                    digest: Digest | None = Digest.parse(f"{algorithm}:{name}")
+                    size = os.stat(os.path.join(directory, name)).st_size
+                except FileNotFoundError:
+                    continue
+                except ReferenceError_:
+                    digest, size = None, 0
+                yield digest, size
+
+    def _row(self, digest: str) -> tuple[int, str, int, int, str] | None:
+        rows = self._db.read("SELECT size, media_type, created, touched, labels FROM blob WHERE digest = ?", (digest,))
+        return rows[0] if rows else None
+
+    def _record(self, digest: Digest, size: int, media_type: str, labels: Mapping[str, str], now: int) -> None:
+        with self._db.write() as cursor:
+            cursor.execute(
+                "INSERT INTO blob (digest, size, media_type, created, touched, labels) VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (digest) DO UPDATE SET size = excluded.size, touched = excluded.touched,"
+                " media_type = CASE excluded.media_type WHEN '' THEN media_type ELSE excluded.media_type END",
+                (digest, size, media_type, now, now, json.dumps(dict(labels), sort_keys=True)),
+            )
+
+    def _take_away(self, cursor: object, digest: str) -> Path | None:
+        """Within a transaction: forget a blob and rename its file away, so that a writer of the same blob brings its own."""
+        trash = self._ingest / f"{new_id()}.gone"
+        with self._db.write() as inner:
+            inner.execute("DELETE FROM blob WHERE digest = ?", (digest,))
+            try:
+                os.rename(self.path(digest), trash)
+            except FileNotFoundError:
+                return None
+        point("blob.deleting")
+        return trash
+
+
+class Writer:
+    """One blob being written; hashes as it goes. A context manager: leaving the block without `commit` closes it.
+
+    An unkeyed writer's bytes then go; a keyed one's stay for the next writer with the key, unless `abort` is called.
+    """
+
+    def __init__(
+        self,
+        store: BlobStore,
+        fd: int,
+        path: Path,
+        *,
+        media_type: str,
+        labels: Mapping[str, str],
+        on_bytes: Callable[[int], None] | None,
+    ) -> None:
+        self._store = store
+        self._fd = fd
+        self._path = path
+        self._hasher = hashlib.sha256()
+        self._on_bytes = on_bytes
+        self.media_type = media_type
+        self.labels = dict(labels)
+        self.offset = self._rehash()
+        self.resumed = self.offset > 0
+
+    def _rehash(self) -> int:
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        done = 0
+        while chunk := os.read(self._fd, _CHUNK):
+            self._hasher.update(chunk)
+            done += len(chunk)
+        return done
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        """Append. Raises DiskFullError."""
+        if self._fd < 0:
+            raise ValueError("write to a closed blob writer")
+        view = memoryview(data).cast("B")
+        count = len(view)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as err:
+            raise translated(err, "write a blob") from err
+        self._hasher.update(data)
+        self.offset += count
+        point("blob.write")
+        if self._on_bytes is not None:
+            self._on_bytes(self.offset)
+        return count
+
+    def restart(self) -> None:
+        """Drop what was written so far and begin at offset 0."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self._hasher = hashlib.sha256()
+        self.offset = 0
+        self.resumed = False
+
+    def digest(self) -> Digest:
+        """Of the bytes so far."""
+        return Digest("sha256:" + self._hasher.hexdigest())
+
+    def commit(self, expected: str | None = None, size: int | None = None) -> Digest:
+        """Name the blob by its digest. Raises IntegrityError if that is not `expected`, or the size not `size`.
+
+        On such an error the bytes are dropped: they are not worth resuming. Committing a blob that is there already is fine.
+        """
+        digest = self._checked(expected, size)
+        target = self._store.path(digest)
+        try:
+            os.fchmod(self._fd, 0o444)
+            os.fsync(self._fd)
+            point("blob.synced")
+            for directory in (target.parent.parent, target.parent):
+                _make_directory(directory)
+            with self._store._db.write():
+                os.rename(self._path, target)
+                point("blob.renamed")
+                self._store._record(digest, self.offset, self.media_type, self.labels, self._store._clock())
+                hold_for_lease("blob", digest)
+            point("blob.recorded")
+            _sync_directory(target.parent)
+            point("blob.dir-synced")
+        except OSError as err:
+            self.abort()
+            raise translated(err, f"store blob {digest}") from err
+        self._close()
+        return digest
+
+    def _checked(self, expected: str | None, size: int | None) -> Digest:
+        digest = self.digest()
+        if expected is not None and not expected.startswith("sha256:"):
+            digest = self._other_digest(Digest.parse(expected).algorithm)
+        if size is not None and self.offset != size:
+            self.abort()
+            raise IntegrityError(f"blob {expected or digest} has {self.offset} bytes, want {size}")
+        if expected is not None and digest != expected:
+            self.abort()
+            raise IntegrityError(f"blob has digest {digest}, want {expected}")
+        return digest
+
+    def _other_digest(self, algorithm: str) -> Digest:
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        hasher = hashlib.new(algorithm)
+        while chunk := os.read(self._fd, _CHUNK):
+            hasher.update(chunk)
+        return Digest(f"{algorithm}:{hasher.hexdigest()}")
+
+    def abort(self) -> None:
+        """Drop the bytes, keyed or not."""
+        if self._fd >= 0:
+            _unlink(self._path)
+        self._close()
+
+    def close(self) -> None:
+        """End without committing."""
+        if self._fd >= 0 and not self._path.name.startswith("key-"):
+            _unlink(self._path)
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class VerifiedReader:
+    """Reads a stream to its end and compares its digest there."""
+
+    def __init__(self, stream: BinaryIO, digest: Digest) -> None:
+        self._stream = stream
+        self._digest = digest
+        self._hasher = hashlib.new(digest.algorithm)
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(size)
+        self._hasher.update(data)
+        if size < 0 or (size > 0 and not data):
+            self._compare()
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def _compare(self) -> None:
+        actual = f"{self._digest.algorithm}:{self._hasher.hexdigest()}"
+        if actual != self._digest:
+            raise IntegrityError(
+                f"stored blob {self._digest} is damaged: its bytes have digest {actual}", hint="run `chantier fsck --repair`"
+            )
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def translated(err: OSError, action: str) -> StoreError:
+    """An OSError of a write path as one of ours."""
+    if err.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(f"failed to {action}: {err.strerror}", hint="free some space or prune the cache")
+    return StoreError(f"failed to {action}: {err}")
+
+
+def _open_keyed(path: Path, cancelled: Callable[[], bool] | None) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except FileNotFoundError:
+            pass  # its writer committed it meanwhile
+        except BlockingIOError:
+            if cancelled is not None and cancelled():
+                os.close(fd)
+                raise CancelledError_ from None
+            time.sleep(0.02)
+        os.close(fd)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _unlink(path: Path | None) -> None:
+    if path is None:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    point("blob.deleted")
+
+
+def _info(digest: str, row: tuple[int, str, int, int, str]) -> BlobInfo:
+    size, media_type, created, _, labels = row
+    return BlobInfo(
+        digest=Digest(digest), size=size, media_type=media_type, created=created, labels=MappingProxyType(json.loads(labels))
+    )
+
+
+def _missing(digest: str) -> NotFoundError:
+    return NotFoundError(f"blob {digest} is not in the store")
+
+
+__all__ = ["GRACE_NS", "SCHEMA", "BlobStore", "VerifiedReader", "Writer", "translated"]
