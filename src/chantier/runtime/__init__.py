@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run one process in one rootfs, and say how it ended.
+
+`Runc` runs containers by an OCI runtime that `probe` has found working; the rest of the room prepares what such a
+container sees: `oci` describes it, `users` finds who it runs as, `files` makes hosts and resolv.conf, `stubs` keeps mount
+points out of the result.
+
+What it promises: output arrives whole and in order; a cancelled container is dead, reaped and gone with its whole tree
+before the cancellation goes on; if this process is killed, so are its containers, and `recover` removes what is left. What
+it refuses: to fork the engine (processes start by vfork of the runtime), and to run anything outside a container.
+
+Three names to know: `probe`, `Runc`, `Container`.
+"""
+
+from __future__ import annotations
+
+from .files import DEFAULT_HOSTNAME, Dns, Files
+from .places import Places, recover
+from .probe import probe
+from .runc import Runc
+from .stubs import Stubs, record
+from .types import Bind, Container, Exit, OnOutput, Process, Resources, Rlimit, Runtime
+from .users import User, resolve_user
+
+__all__ = [
+    "DEFAULT_HOSTNAME",
+    "Bind",
+    "Container",
+    "Dns",
+    "Exit",
+    "Files",
+    "OnOutput",
+    "Places",
+    "Process",
+    "Resources",
+    "Rlimit",
+    "Runc",
+    "Runtime",
+    "Stubs",
+    "User",
+    "probe",
+    "record",
+    "recover",
+    "resolve_user",
+]

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories that belong to one process, so that another can tell what a dead one left behind.
+
+EXECUTOR/
+  OWNER/            one a live process and use, flock'ed as long as it lives
+    lock
+    runtime         the OCI runtime's binary, if containers run from here
+    state/ID        the runtime's own state
+    ID/             a container's bundle, or a step's mounts and files
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from chantier.kernel import MNT_DETACH, UMOUNT_NOFOLLOW, umount
+from chantier.spec import new_id
+
+_DELETE_S = 10.0
+
+
+class Places:
+    """Directories below `root` owned by this process until `close`. Any thread."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._owner: Path | None = None
+        self._lock = -1
+
+    @property
+    def owner(self) -> Path:
+        """This process's directory, made and locked at first use."""
+        if self._owner is None:
+            self._claim()
+        assert self._owner is not None
+        return self._owner
+
+    def _claim(self) -> None:
+        self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        while True:
+            owner = self.root / new_id()[:12]
+            owner.mkdir(mode=0o711)
+            with suppress(FileNotFoundError):  # a recover() took it for a dead one's before we held the lock
+                fd = os.open(owner / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.path.exists(owner / "lock"):
+                    self._owner, self._lock = owner, fd
+                    return
+                os.close(fd)
+
+    def new(self, name: str) -> Path:
+        """An empty directory; its parents can be passed through by others, as a container's user may have to."""
+        path = self.owner / name
+        path.mkdir(mode=0o711)
+        path.chmod(0o711)  # whatever the umask
+        return path
+
+    def close(self) -> None:
+        """Give the directory up and remove it; whatever is still mounted in it is unmounted."""
+        if self._owner is None:
+            return
+        clear(self._owner)
+        self._owner = None
+        os.close(self._lock)
+
+
+def recover(root: Path) -> list[str]:
+    """End and remove what dead processes left below `root`: containers, mounts, cgroups, files. Returns their names.
+
+    Safe while other processes work there: what is locked is left alone.
+    """
+    found: list[str] = []
+    if not root.is_dir():
+        return found
+    for owner in sorted(root.iterdir()):
+        if not owner.is_dir() or owner.is_symlink():
+            continue
+        try:
+            fd = os.open(owner / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:  # just removed by its owner
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            clear(owner)
+            found.append(owner.name)
+        except BlockingIOError:  # its owner lives
+            continue
+        finally:
+            os.close(fd)
+    return found
+
+
+def clear(owner: Path) -> None:
+    """Remove an owner's directory with all that hangs on it."""
+    _end_containers(owner)
+    unmount_below(owner)
+    shutil.rmtree(owner, ignore_errors=True)  # a file that stays is tried again by the next recover()
+
+
+def _end_containers(owner: Path) -> None:
+    names = [entry.name for entry in owner.iterdir() if entry.is_dir() and entry.name != "state"] if owner.is_dir() else []
+    binary = _text(owner / "runtime")
+    state = owner / "state"
+    left = sorted(entry.name for entry in state.iterdir()) if state.is_dir() else []
+    for name in left:
+        if binary:
+            command = [binary, "--root", str(state), "delete", "--force", name]
+            with suppress(OSError, subprocess.TimeoutExpired):  # the cgroup is emptied below whatever becomes of this
+                subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_DELETE_S, check=False)
+    for name in {*names, *left}:
+        end_cgroup(name)
+
+
+def end_cgroup(name: str) -> None:
+    """Kill what runs in a container's cgroups and remove them; nothing if there are none."""
+    for base in cgroup_roots():
+        group = base / "buildkit" / name
+        if not group.is_dir():
+            continue
+        for pid in _text(group / "cgroup.procs").split():
+            with suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)
+        with suppress(OSError):  # still dying: an empty group left behind costs nothing, the next recover() takes it
+            group.rmdir()
+
+
+def cgroup_roots() -> list[Path]:
+    """Where cgroup hierarchies are mounted."""
+    base = Path("/sys/fs/cgroup")
+    if (base / "cgroup.controllers").exists():
+        return [base]
+    return [entry for entry in base.iterdir() if entry.is_dir() and not entry.is_symlink()] if base.is_dir() else []
+
+
+def unmount_below(directory: Path) -> None:
+    """Detach every mount at or below a directory, the last one made first (proc_pid_mountinfo(5))."""
+    prefix = os.fsencode(directory.resolve()) + b"/"
+    points = []
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            point = line.split(b" ")[4].decode("unicode_escape").encode("latin-1")
+            if (point + b"/").startswith(prefix):
+                points.append(point)
+    for point in reversed(points):
+        with suppress(OSError):  # gone meanwhile, or busy in a way even a lazy unmount refuses
+            umount(os.fsdecode(point), MNT_DETACH | UMOUNT_NOFOLLOW)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:  # not there, or a cgroup that ended
+        return ""
+
+
+__all__ = ["Places", "clear", "recover", "unmount_below"]

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding an OCI runtime that works here, by running a container with it.
+
+A version number says little: crun before 1.9 refuses a mixed cgroup hierarchy, a runc may lack seccomp, and inside another
+container either may be forbidden to mount /proc. So each candidate runs one process of nine bytes of code in a container
+described like every other. A success is remembered below the state directory, by binary, kernel and cgroup layout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from chantier.errors import UnsupportedError
+from chantier.spec import new_id
+
+from .host import Host, this_host
+from .runc import Runc
+from .types import Container, Exit, Process
+
+CANDIDATES = ("buildkit-runc", "runc", "crun")
+_FILE = "runtime-probe.json"
+_LIMIT_S = 20.0
+
+# exit(0) in machine code, with the ELF machine number and flags.
+_EXIT = {
+    "x86_64": (62, 0, bytes.fromhex("31ff b83c000000 0f05")),
+    "aarch64": (183, 0, bytes.fromhex("000080d2 a80b80d2 010000d4")),
+    "riscv64": (243, 0, bytes.fromhex("13050000 9308d005 73000000")),
+    "ppc64le": (21, 2, bytes.fromhex("01000038 00006038 02000044")),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    binary: str
+    works: bool
+    seccomp: bool = True
+    reason: str = ""  # why it does not work
+
+
+async def probe(
+    root: Path,
+    *,
+    binary: str = "",
+    apparmor: str = "",
+    selinux: str = "",
+    process_sandbox: bool = True,
+    host: Host | None = None,
+    search: str | None = None,
+) -> Runc:
+    """The first of the candidates that runs a container; `binary` (worker.oci.binary) is then the only one.
+
+    `root` is the state directory: containers live in its `executor`. Raises UnsupportedError that names each candidate
+    and why it failed.
+    """
+    host = host or this_host()
+    failed: list[str] = []
+    for name in (binary,) if binary else CANDIDATES:
+        path = shutil.which(name, path=search)
+        if path is None:
+            failed.append(f"{name}: not found in PATH" if "/" not in name else f"{name}: not found")
+            continue
+        verdict = _remembered(root, path, host) or await _try(root, path, host, apparmor, selinux, process_sandbox)
+        if verdict.works:
+            suited = host if verdict.seccomp else replace(host, seccomp=False)
+            return Runc(
+                path,
+                root / "executor",
+                host=suited,
+                apparmor=apparmor,
+                selinux=selinux,
+                process_sandbox=process_sandbox,
+            )
+        failed.append(f"{path}: {verdict.reason}")
+    raise UnsupportedError(
+        "no OCI runtime works on this machine: " + "; ".join(failed),
+        detail="\n".join(failed),
+        hint="install runc, or name one that works as `binary` in [worker.oci] of the configuration",
+    )
+
+
+async def _try(root: Path, path: str, host: Host, apparmor: str, selinux: str, process_sandbox: bool) -> Verdict:
+    kinds = (True, False) if host.seccomp else (False,)
+    reason = ""
+    for seccomp in kinds:
+        runtime = Runc(
+            path,
+            root / "executor",
+            host=replace(host, seccomp=seccomp),
+            apparmor=apparmor,
+            selinux=selinux,
+            process_sandbox=process_sandbox,
+        )
+        try:
+            ended, said = await _run_once(runtime, host.machine)
+        except (UnsupportedError, TimeoutError) as err:
+            return Verdict(binary=path, works=False, reason=str(err) or f"it did not end within {_LIMIT_S:.0f} s")
+        finally:
+            await runtime.close()
+        if ended.code == 0:
+            verdict = Verdict(binary=path, works=True, seccomp=seccomp)
+            _remember(root, path, host, verdict)
+            return verdict
+        reason = ended.message or " ".join(said.split()) or f"exit code {ended.code}"
+        if "seccomp" not in reason:
+            break
+    return Verdict(binary=path, works=False, reason=reason)
+
+
+async def _run_once(runtime: Runc, machine: str) -> tuple[Exit, str]:
+    place = runtime.places.new(f"probe-{new_id()[:12]}")
+    rootfs = place / "rootfs"
+    for name in ("proc", "sys", "dev"):
+        (rootfs / name).mkdir(parents=True)
+    program = rootfs / "exit"
+    program.write_bytes(tiny_program(machine))
+    program.chmod(0o755)
+    said: list[bytes] = []
+    container = Container(id=new_id(), rootfs=rootfs, process=Process(args=("/exit",), env=("PATH=/",)))
+    async with asyncio.timeout(_LIMIT_S):
+        ended = await runtime.run(container, output=lambda _stream, data: said.append(data))
+    return ended, b"".join(said).decode(errors="replace")
+
+
+def tiny_program(machine: str) -> bytes:
+    """A static ELF executable that exits with 0 (elf(5)). UnsupportedError for a machine we have no code for."""
+    if machine not in _EXIT:
+        raise UnsupportedError(f"no probe program for {machine}")
+    number, flags, code = _EXIT[machine]
+    base, header = 0x10000, 64 + 56
+    size = header + len(code)
+    ident = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
+    elf = struct.pack("<HHIQQQIHHHHHH", 2, number, 1, base + header, 64, 0, flags, 64, 56, 1, 0, 0, 0)
+    load = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x10000)
+    return ident + elf + load + code
+
+
+def _key(path: str, host: Host) -> str:
+    real = os.path.realpath(path)
+    info = os.stat(real)
+    return f"{real} {info.st_mtime_ns} {info.st_size} {host.kernel} {host.cgroups} {int(host.user_namespace)}"
+
+
+def _read(root: Path) -> dict[str, Any]:
+    try:
+        known = json.loads((root / _FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or cut off: we look again
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remembered(root: Path, path: str, host: Host) -> Verdict | None:
+    known = _read(root).get(_key(path, host))
+    if not isinstance(known, dict):
+        return None
+    return Verdict(binary=path, works=True, seccomp=bool(known.get("seccomp")))
+
+
+def _remember(root: Path, path: str, host: Host, verdict: Verdict) -> None:
+    known = {**_read(root), _key(path, host): {"seccomp": verdict.seccomp}}
+    fresh = root / f"{_FILE}.{os.getpid()}"
+    fresh.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    os.replace(fresh, root / _FILE)
+
+
+__all__ = ["CANDIDATES", "Verdict", "probe", "tiny_program"]
