@@ -60,6 +60,7 @@ class Worker:
     extra: dict[str, Any] = field(default_factory=dict)  # what one kind of operation keeps for the life of the engine
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(64, "chantier-op"))
     _slots: asyncio.Semaphore | None = field(default=None, init=False)
+    _making: threading.RLock = field(default_factory=threading.RLock, init=False)  # making one thing may need another
 
     def __post_init__(self) -> None:
         for directory in (self.executor, self.tmp):
@@ -83,6 +84,21 @@ class Worker:
             return
         async with self._slots:
             yield
+
+    def kept(self, key: str, make: Callable[[], Any]) -> Any:
+        """What one kind of operation keeps for the life of the engine, made at first use. Any thread."""
+        with self._making:
+            if key not in self.extra:
+                self.extra[key] = make()
+            return self.extra[key]
+
+    def close(self) -> None:
+        """After the last build: end what was kept, and the threads."""
+        for thing in reversed(tuple(self.extra.values())):
+            if hasattr(thing, "close"):
+                thing.close()
+        self.extra.clear()
+        self.threads.shutdown()
 
     async def threaded(self, call: Callable[[Callable[[], bool]], T]) -> T:
         """`threaded` on this worker's own threads, so that operations never starve the loop's default pool."""

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step's result depends on, and what the engine has to check and do for the steps of a graph before they run.
+
+The key is the digest of the operation as it stands with everything blanked that must not count: addresses of extra hosts,
+proxies, the paths that mounts select (they count by content), the names of cache mounts. Values of secrets and resource
+limits are no part of the operation at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from chantier.errors import PolicyError, UsageError
+from chantier.llb.definition import Graph
+from chantier.pb import ops_pb2 as pb
+from chantier.solver.types import CacheMap, Dep
+from chantier.spec import Platform
+from chantier.spec.gojson import dumps
+
+from .mounts import ROOT, cache_index
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from chantier.cache import Cache, Ref
+
+_TYPE = "buildkit.exec.v0"
+NETWORK_HOST = "network.host"
+SECURITY_INSECURE = "security.insecure"
+
+
+def cache_map_of(op: pb.ExecOp, inputs: int, platform: Platform, worker: Worker) -> CacheMap:
+    """The one cache map of a step."""
+    return CacheMap(digest=key_digest(op, platform), deps=tuple(_deps(op, inputs, worker)))
+
+
+def key_digest(op: pb.ExecOp, platform: Platform) -> str:
+    """The definition part of a step's cache key."""
+    counted = pb.ExecOp()
+    counted.CopyFrom(op)
+    for host in counted.meta.extraHosts:
+        host.IP = ""
+    counted.meta.ClearField("proxy_env")
+    for mount in counted.mounts:
+        mount.selector = ""
+        if mount.HasField("cacheOpt") and not _is_default_cache(mount):
+            mount.cacheOpt.Clear()
+    if _is_plain_root(counted.mounts):
+        counted.ClearField("mounts")
+    # Protobuf's own bytes are canonical for messages without maps, and the JSON around them names what they are.
+    whole = {
+        "Type": _TYPE,
+        "Exec": b64encode(counted.SerializeToString(deterministic=True)).decode(),
+        "OS": platform.os,
+        "Arch": platform.architecture,
+        "Variant": platform.variant,
+        "OSVersion": platform.os_version,
+        "OSFeatures": list(platform.os_features),
+    }
+    return "sha256:" + hashlib.sha256(dumps(whole)).hexdigest()
+
+
+def _is_default_cache(mount: pb.Mount) -> bool:
+    """A shared cache mount named after its place: `ID` or `NAMESPACE/ID` of `--mount=type=cache` without options."""
+    option = mount.cacheOpt
+    return option.sharing == pb.SHARED and (mount.dest == option.ID or option.ID.endswith("/" + mount.dest))
+
+
+def _is_plain_root(mounts: Sequence[pb.Mount]) -> bool:
+    """The one writable root mount of a plain RUN, which says nothing that the input does not."""
+    if len(mounts) != 1:
+        return False
+    mount = mounts[0]
+    options = ("TmpfsOpt", "cacheOpt", "secretOpt", "SSHOpt")
+    return (
+        mount.dest == ROOT
+        and not mount.readonly
+        and mount.mountType == pb.BIND
+        and not mount.resultID
+        and not any(mount.HasField(name) for name in options)
+    )
+
+
+@dataclass(slots=True)
+class _Use:
+    """How one input is mounted, all mounts taken together."""
+
+    selectors: list[str] = field(default_factory=list)
+    whole: bool = False
+    by_content: bool = True
+
+
+def _deps(op: pb.ExecOp, inputs: int, worker: Worker) -> Iterable[Dep]:
+    uses = [_Use() for _ in range(inputs)]
+    for mount in op.mounts:
+        if mount.input < 0:
+            continue
+        if mount.input >= inputs:
+            raise UsageError(f"invalid mountinput {mount.input}")
+        use = uses[mount.input]
+        selector = posixpath.normpath(posixpath.join("/", mount.selector))
+        if selector == "/":
+            use.whole = True
+        else:
+            use.selectors.append(selector)
+        use.by_content = use.by_content and _by_content(mount, selector)
+    for use in uses:
+        # One mount of the whole makes every selection beside it a part of what counts anyway.
+        selectors = _outermost(use.selectors) if not use.whole else []
+        yield Dep(
+            selector=_digest_of(use.selectors if not use.whole else []),
+            content=_content(selectors, worker) if use.by_content else None,
+            prepare=_prepare(worker),
+        )
+
+
+def _by_content(mount: pb.Mount, selector: str) -> bool:
+    """Whether equal contents of what is mounted mean an equal result, whatever else the input holds."""
+    safe = mount.output < 0 or mount.readonly or selector == "/"
+    if mount.contentCache == pb.OFF:
+        return False
+    if mount.contentCache == pb.ON:
+        if not safe:
+            raise UsageError(f"invalid mount cache content ON for {mount.dest}: it is an output of a part of its input")
+        return True
+    return safe and mount.dest != ROOT
+
+
+def _digest_of(selectors: Sequence[str]) -> str:
+    return "sha256:" + hashlib.sha256("\0".join(selectors).encode()).hexdigest() if selectors else ""
+
+
+def _outermost(paths: Sequence[str]) -> list[str]:
+    """Paths without those that lie below another."""
+    out: list[str] = []
+    for path in sorted(set(paths)):
+        if not any(path.startswith(kept + "/") for kept in out):
+            out.append(path)
+    return out
+
+
+def _content(paths: Sequence[str], worker: Worker) -> Callable[[Any, Any], Awaitable[str]]:
+    async def content(job: Any, result: Ref | None) -> str:
+        from chantier.cache.content import Selector, content_digest
+
+        selectors = [Selector(path=path, follow_links=True) for path in paths]
+        return await worker.threaded(
+            lambda cancelled: content_digest(result, selectors, step=job.step, sessions=job.sessions, cancelled=cancelled)
+        )
+
+    return content
+
+
+def _prepare(worker: Worker) -> Callable[[Any, Any], Awaitable[None]]:
+    async def prepare(job: Any, result: Ref | None) -> None:
+        if result is not None:
+            await worker.threaded(lambda cancelled: result.realise(step=job.step, sessions=job.sessions, cancelled=cancelled))
+
+    return prepare
+
+
+def check_entitlements(graph: Graph, allowed: Iterable[str]) -> None:
+    """Raise PolicyError if a step of the graph asks for what this build was not allowed, before anything has run."""
+    granted = frozenset(allowed)
+    for vertex in graph.vertices.values():
+        if vertex.op.WhichOneof("op") != "exec":
+            continue
+        for name, asked in (
+            (NETWORK_HOST, vertex.op.exec.network == pb.HOST),
+            (SECURITY_INSECURE, vertex.op.exec.security == pb.INSECURE),
+        ):
+            if asked and name not in granted:
+                raise PolicyError(
+                    f"failed to load LLB: {name} is not allowed",
+                    hint=f"allow it with --allow {name}, and in the engine with insecure-entitlements",
+                )
+
+
+def cache_mounts_to_clear(graph: Graph) -> tuple[str, ...]:
+    """Ids of the cache mounts of steps that ignore the cache: `--no-cache` starts them empty, once a build."""
+    ids: dict[str, None] = {}
+    for vertex in graph.vertices.values():
+        if vertex.metadata.ignore_cache and vertex.op.WhichOneof("op") == "exec":
+            ids.update((mount.cacheOpt.ID, None) for mount in vertex.op.exec.mounts if mount.mountType == pb.CACHE)
+    return tuple(ids)
+
+
+def clear_cache_mounts(cache: Cache, ids: Iterable[str]) -> None:
+    for id in ids:
+        cache.clear_index(cache_index(id))
+
+
+__all__ = [
+    "NETWORK_HOST",
+    "SECURITY_INSECURE",
+    "cache_map_of",
+    "cache_mounts_to_clear",
+    "check_entitlements",
+    "clear_cache_mounts",
+    "key_digest",
+]
