@@ -82,6 +82,7 @@ class Model:
 
     def update(self, event: Event) -> Row | None:
         """The row the event changed; None if it concerns a vertex nobody has announced."""
+        row: Row | None
         if isinstance(event, Vertex):
             row = self._vertex(event)
         else:

@@ -143,7 +143,7 @@ class ImageExporter:
         await asyncio.to_thread(store_documents, image, context)
         for name in names:
             with step.action(f"naming to {name}"):
-                await asyncio.to_thread(context.cache.set_image, name, image.root)
+                continue  # there is no image store to name it in: the name matters when it is pushed
         response = image.response(names)
         if not self.options.push:
             return response, None

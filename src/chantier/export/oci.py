@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from chantier.errors import UsageError
+from chantier.op.worker import threaded
 from chantier.progress import Step
 from chantier.session.types import FileSink
 from chantier.spec import Descriptor, Reference, descriptor_to_json, dumps
@@ -44,7 +45,7 @@ class TarExporter:
         names = [str(Reference.parse(n).with_default_tag()) for n in self._names(what)]
         created = rfc3339((self.options.epoch if self.options.epoch is not None else int(time.time())) * 1_000_000_000)
         root = replace(image.root, annotations={**image.root.annotations, "org.opencontainers.image.created": created})
-        await _fetch_lazy(image, context, step)
+        await fetch_lazy(image, context, step)
         if context.session is None:
             raise UsageError("could not export without session")
         metadata = image.response(names)
@@ -120,14 +121,14 @@ async def _entry(sink: FileSink, name: str, content: Blob | bytes | None, contex
         await sink.write(bytes(512 - info.size % 512))
 
 
-async def _fetch_lazy(image: Image, context: ExportContext, step: Step) -> None:
+async def fetch_lazy(image: Image, context: ExportContext, step: Step) -> None:
     """Bring the bytes of layers here that so far only a registry holds."""
-    jobs = []
-    for blob in image.blobs:
-        if blob.layer is not None and blob.ref is not None and not blob.layer.local:
-            jobs.append(
-                asyncio.to_thread(
-                    blob.ref.fetch_blobs, (blob.layer,), step=step, sessions=context.sessions, cancelled=context.cancelled
-                )
-            )
-    await asyncio.gather(*jobs)
+    lazy = {
+        blob.ref.id: blob.ref for blob in image.blobs if blob.layer is not None and blob.ref is not None and not blob.layer.local
+    }
+    await asyncio.gather(
+        *(
+            threaded(lambda cancelled, ref=ref: ref.fetch_blobs(step=step, sessions=context.sessions, cancelled=cancelled))
+            for ref in lazy.values()
+        )
+    )

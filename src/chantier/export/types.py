@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from chantier.cache import Cache, Ref
@@ -65,6 +66,7 @@ class ExportContext:
     sessions: Sequence[Session]
     reporter: Reporter
     number: int = 0  # index of the exporter in the request: names the output on the session
+    mount_dir: Path  # where results may be mounted while they are read
     cancelled: Callable[[], bool] = lambda: False
 
 

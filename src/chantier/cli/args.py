@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""argparse with this command's manners: errors are UsageErrors, unknown options suggest the nearest."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import NoReturn
+
+from chantier.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    def __init__(self, prog: str, about: str, example: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=about,
+            epilog="example:\n" + "\n".join("  " + line for line in example.splitlines()),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        if "unrecognized arguments" in message:
+            flag = message.split(": ", 1)[1].split(maxsplit=1)[0]
+            message = f"unknown flag: {flag}" if flag.startswith("-") else f"unexpected argument: {flag}"
+            raise UsageError(message, hint=self._nearest(flag))
+        raise UsageError(message, hint=f"run `{self.prog} --help`")
+
+    def _nearest(self, flag: str) -> str:
+        known = [o for action in self._actions for o in action.option_strings]
+        near = difflib.get_close_matches(flag.split("=", maxsplit=1)[0], known, n=1)
+        return f"did you mean {near[0]}?" if near else f"run `{self.prog} --help`"
+
+    def parse(self, args: Sequence[str]) -> argparse.Namespace:
+        return self.parse_intermixed_args(list(args))

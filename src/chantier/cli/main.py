@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the command, runs it, and turns what it raises into a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "build": ("build", "build an image from a Dockerfile"),
+    "config": ("config", "check a config file, or show what is in effect"),
+    "version": ("version", "print the version"),
+}
+_ALIASES = {"b": "build"}
+
+_USAGE = """Usage: chantier [--debug] COMMAND
+
+BuildKit and Buildx for Python: builds container images with no daemon and no docker command.
+
+Commands:
+{commands}
+
+Run `chantier COMMAND --help` for what a command takes, with an example.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `chantier`. Returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = bool(os.environ.get("DEBUG"))
+    while args and args[0] in ("-D", "--debug"):
+        debug = True
+        args.pop(0)
+    if not args or args[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage())
+        return 0
+    if args[0] == "--version":
+        args = ["version"]
+    name = _ALIASES.get(args[0], args[0])
+    if name not in COMMANDS:
+        return _unknown(args[0])
+    return run_command(_load(name), args[1:], debug=debug)
+
+
+def usage() -> str:
+    return _USAGE.format(commands="\n".join(f"  {name:10} {about}" for name, (_, about) in COMMANDS.items()))
+
+
+def run_command(command: Callable[[Sequence[str], bool], int], args: Sequence[str], *, debug: bool) -> int:
+    """Run it; an error becomes a message on standard error and its exit code."""
+    try:
+        return command(args, debug)
+    except KeyboardInterrupt:
+        sys.stderr.write("ERROR: interrupted\n")
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output is gone: nothing more to say, and Python must not say it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as err:  # the last place: every error must become a message and a code
+        from chantier.display.errors import print_error
+        from chantier.errors import ChantierError
+
+        prefix = getattr(err, "prefix", "")
+        print_error(err, sys.stderr, prefix=prefix, debug=debug)
+        return err.exit_code if isinstance(err, ChantierError) else 1
+
+
+def _load(name: str) -> Callable[[Sequence[str], bool], int]:
+    from importlib import import_module
+
+    run: Callable[[Sequence[str], bool], int] = import_module(f"chantier.cli.{COMMANDS[name][0]}").run
+    return run
+
+
+def _unknown(name: str) -> int:
+    import difflib
+
+    near = difflib.get_close_matches(name, [*COMMANDS, *_ALIASES], n=1)
+    sys.stdout.write(usage())
+    sys.stderr.write(f'ERROR: unknown command: "{name}"' + (f" (did you mean {near[0]}?)" if near else "") + "\n")
+    return 1

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files a build leaves for other programs: --metadata-file and --iidfile (builders.md 5.11)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from typing import Any
+
+from .request import BuildResult
+
+
+def write_metadata(path: str, result: BuildResult) -> None:
+    """Sorted JSON, two spaces; values that are base64 of a JSON object stand as that object. Written whole or not at all."""
+    document: dict[str, Any] = {key: _decoded(value) for key, value in result.response.items()}
+    document["buildx.build.ref"] = f"embedded/embedded0/{result.ref}"
+    write_text(path, json.dumps(document, indent=2, sort_keys=True))
+
+
+def write_text(path: str, text: str) -> None:
+    """Mode 0644, by a temporary file beside it and a rename."""
+    temporary = f"{path}.tmp{os.getpid()}"
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def _decoded(value: str) -> Any:
+    try:
+        document = json.loads(base64.b64decode(value, validate=True))
+    except ValueError:
+        return value
+    return document if isinstance(document, dict | list) else value

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embedded driver: an engine in this process. What a daemon would be asked over a socket is called directly."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from chantier.client import BuildResult, Offer, Prepared
+from chantier.config import Config, find, load, state_root
+from chantier.errors import ChantierError, SolveError
+from chantier.progress import Reporter
+
+from .load import EngineSink, find_engine
+
+if TYPE_CHECKING:
+    from chantier.engine import Engine
+
+
+class Embedded:
+    """Opens an engine at the first build, closes it at the end. Not for several threads at once; builds may overlap in one loop."""
+
+    def __init__(
+        self,
+        *,
+        root: str | os.PathLike[str] | None = None,
+        config: str | os.PathLike[str] | Config | None = None,
+        env: Mapping[str, str] = os.environ,
+        log: TextIO | None = None,
+        debug: bool = False,
+    ) -> None:
+        """`config` is a file or a Config; None looks for the file where chantier and buildkit keep theirs.
+
+        With `log`, what the engine logs goes there, at debug level if `debug` or the config say so.
+        """
+        if isinstance(config, Config):
+            self.config = config
+        else:
+            found = Path(config) if config is not None else find(env)
+            self.config = load(found) if found is not None else Config()
+        self.root = Path(root) if root is not None else state_root(self.config, env)
+        self._env = env
+        self._engine: Engine | None = None
+        self._opening: asyncio.Lock | None = None
+        self._runner: asyncio.Runner | None = None
+        self._handler = _log_to(log, self.config, debug=debug) if log is not None else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what `build` opened; after `abuild`, await `aclose` instead."""
+        if self._runner is not None:
+            self._runner.run(self.aclose())
+            self._runner.close()
+            self._runner = None
+        self._unlog()
+
+    async def aclose(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.__aexit__(None, None, None)
+        self._unlog()
+
+    def _unlog(self) -> None:
+        if self._handler is not None:
+            logging.getLogger("chantier").removeHandler(self._handler)
+            self._handler = None
+
+    def build(self, prepared: Prepared, reporter: Reporter) -> BuildResult:
+        """Run one build to its end; blocks. Interrupting it cancels the build and waits until its steps are gone."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(self.abuild(prepared, reporter))
+
+    async def abuild(self, prepared: Prepared, reporter: Reporter) -> BuildResult:
+        """Run one build in the running loop; several may run at once."""
+        from chantier.engine import CacheOptions, SolveRequest
+
+        call = prepared.call
+        request = SolveRequest(
+            ref=call.ref,
+            frontend=call.frontend,
+            attrs=call.attrs,
+            exporters=call.exporters,
+            cache_imports=tuple(CacheOptions(type=c.type, attrs=c.attrs) for c in call.cache_imports),
+            cache_exports=tuple(CacheOptions(type=c.type, attrs=c.attrs) for c in call.cache_exports),
+            entitlements=frozenset(call.entitlements),
+            internal=call.internal,
+        )
+        session = open_session(prepared.offer, self._env)
+        engine = await self._open()
+        try:
+            result = await engine.solve(request, session, reporter)
+        except ChantierError as err:
+            raise SolveError(f"failed to solve: {err}", err) from err
+        names = tuple(n for n in result.response.get("image.name", "").split(",") if n)
+        return BuildResult(
+            ref=result.ref,
+            digest=result.response.get("containerimage.digest", ""),
+            config_digest=result.response.get("containerimage.config.digest", ""),
+            image_names=names,
+            response=result.response,
+            calls={k: v for k, v in result.metadata.items() if k.startswith("result.") or k == "version"},
+        )
+
+    async def _open(self) -> Engine:
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if self._engine is None:
+                from chantier.engine import Engine
+
+                self._engine = await Engine(self.root, self.config).__aenter__()
+            return self._engine
+
+
+def open_session(offer: Offer, env: Mapping[str, str]) -> Any:
+    """The session of a build in this process: it reads the user's directories in place."""
+    from chantier.session.local import LocalSession
+
+    raise NotImplementedError(LocalSession, EngineSink, find_engine)
+
+
+def _log_to(stream: TextIO, config: Config, *, debug: bool) -> logging.Handler:
+    from chantier.display.logfmt import JsonFormatter, TextFormatter
+
+    level = "debug" if debug or config.debug else config.log.level or "warning"
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter() if config.log.format == "json" else TextFormatter())
+    logger = logging.getLogger("chantier")
+    logger.setLevel({"trace": "DEBUG", "panic": "CRITICAL", "fatal": "CRITICAL", "warn": "WARNING"}.get(level, level.upper()))
+    logger.addHandler(handler)
+    logger.propagate = False
+    return handler

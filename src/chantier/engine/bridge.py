@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one build's frontend sees of the engine: the dockerfile room's Bridge, over the solver's job."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from chantier.cache import Ref
+from chantier.dockerfile.bridge import CacheImport, FrontendResult, OciStore, ResolvedImage, SourceMeta
+from chantier.errors import ChantierError, NotFoundError, UnsupportedError
+from chantier.kernel import open_in_root
+from chantier.llb.definition import Graph, load
+from chantier.op.worker import threaded
+from chantier.pb import ops_pb2 as pb
+from chantier.progress import Reporter, Silent, Warning, step
+from chantier.snapshot import mounted
+from chantier.spec import Platform, Reference
+
+from .graph import to_edge
+from .sources import place
+
+if TYPE_CHECKING:
+    from chantier.solver import Job
+
+    from .engine import Engine
+
+
+class EngineRef:
+    """A definition's result, made when it is first needed. `release` by the bridge at the end of the build."""
+
+    def __init__(self, bridge: EngineBridge, definition: pb.Definition, graph: Graph) -> None:
+        self.definition = definition
+        self._bridge = bridge
+        self._graph = graph
+        self._edge = to_edge(graph, bridge.entitlements)
+        self._result: asyncio.Task[Ref | None] | None = None
+
+    async def result(self) -> Ref | None:
+        """The reference, which stays the bridge's; None for an empty tree. Errors carry the places of the definition."""
+        if self._result is None:
+            self._result = asyncio.create_task(self._build())
+        return await asyncio.shield(self._result)
+
+    async def _build(self) -> Ref | None:
+        if self._edge is None:
+            return None
+        try:
+            ref: Ref | None = await self._bridge.job.build(self._edge)
+        except ChantierError as err:
+            place(err, self._graph)
+            raise
+        return ref
+
+    async def read_file(self, path: str, *, offset: int = 0, length: int = 0) -> bytes:
+        ref = await self.result()
+        if ref is None:
+            raise NotFoundError(f"open {path}: no such file or directory")
+        sessions = self._bridge.sessions
+        return await threaded(lambda cancelled: _read(self._bridge.engine, ref, sessions, path, offset, length, cancelled))
+
+    async def release(self) -> None:
+        if self._result is None:
+            return
+        self._result.cancel()
+        done = (await asyncio.gather(self._result, return_exceptions=True))[0]
+        if isinstance(done, Ref):
+            done.release()
+
+
+class EngineBridge:
+    """Made for one build, closed at its end."""
+
+    def __init__(
+        self, engine: Engine, job: Job, *, sessions: Sequence[Any], reporter: Reporter, entitlements: Collection[str]
+    ) -> None:
+        self.engine = engine
+        self.job = job
+        self.sessions = tuple(sessions)
+        self.entitlements = entitlements
+        self._reporter = reporter
+        self._refs: list[EngineRef] = []
+
+    @property
+    def session_id(self) -> str:
+        return str(self.sessions[0].id) if self.sessions else ""
+
+    @property
+    def platforms(self) -> Sequence[Platform]:
+        return self.engine.platforms
+
+    @property
+    def caps(self) -> frozenset[str]:
+        return self.engine.caps
+
+    async def solve(
+        self, definition: pb.Definition, *, evaluate: bool = False, cache_imports: Sequence[CacheImport] = ()
+    ) -> EngineRef:
+        ref = EngineRef(self, definition, load(definition, known_caps=self.engine.caps))
+        self._refs.append(ref)
+        if evaluate:
+            await ref.result()
+        return ref
+
+    async def resolve_image(
+        self,
+        ref: str,
+        *,
+        platform: Platform | None = None,
+        mode: str = "default",
+        log_name: str = "",
+        store: OciStore | None = None,
+    ) -> ResolvedImage:
+        wanted = platform or self.engine.platforms[0]
+        reporter: Reporter = self._reporter if log_name else Silent()
+        with step(reporter, log_name or f"resolve image config for docker-image://{ref}"):
+            try:
+                return await self._resolve(ref, wanted, mode, store)
+            except ChantierError as err:
+                err.brief = f"failed to resolve source metadata for {ref}: {err.brief}"
+                err.args = (err.brief,)
+                raise
+
+    async def _resolve(self, ref: str, platform: Platform, mode: str, store: OciStore | None) -> ResolvedImage:
+        if store is not None:
+            found = await self.engine.layouts.resolve(Reference.parse(ref), platform, store.store, self.sessions)
+        else:
+            found = await self.engine.images.resolve(
+                Reference.parse(ref).with_default_tag(), platform, mode=mode, sessions=self.sessions
+            )
+        return ResolvedImage(ref=ref, digest=str(found.digest), config=found.config)
+
+    async def resolve_source(self, source: pb.SourceOp, *, log_name: str = "", return_object: bool = False) -> SourceMeta:
+        return await self.engine.source_meta(source, self.sessions, return_object=return_object)
+
+    async def warn(self, warning: Warning) -> None:
+        self._reporter.emit(warning)
+
+    async def forward(
+        self, source: str, cmdline: str, opts: Mapping[str, str], inputs: Mapping[str, pb.Definition]
+    ) -> FrontendResult:
+        raise UnsupportedError(
+            f"cannot run the frontend image {source}: frontend images are not supported by the embedded engine",
+            hint="drop the `# syntax=` line, or use docker/dockerfile, which is built in",
+        )
+
+    async def close(self) -> None:
+        for ref in self._refs:
+            await ref.release()
+
+
+def _read(
+    engine: Engine,
+    ref: Ref,
+    sessions: Sequence[Any],
+    path: str,
+    offset: int,
+    length: int,
+    cancelled: Callable[[], bool],
+) -> bytes:
+    with mounted(ref.mounts(sessions=sessions, cancelled=cancelled), readonly=True, where=engine.mount_dir) as root:
+        try:
+            descriptor = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as err:
+            raise NotFoundError(f"open {path}: {(err.strerror or str(err)).lower()}") from err
+        with open(descriptor, "rb") as file:
+            file.seek(offset)
+            try:
+                return file.read(length or -1)
+            except IsADirectoryError as err:
+                raise NotFoundError(f"read {path}: is a directory") from err

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Engine`: everything that lives as long as a process builds, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from chantier.cache import Cache
+from chantier.config import Config
+from chantier.errors import ChantierError, UnsupportedError
+from chantier.llb.caps import ALL as CAPS
+from chantier.op import Worker
+from chantier.op.image import ImageResolver
+from chantier.pb import ops_pb2 as pb
+from chantier.progress import Reporter
+from chantier.registry import Registries
+from chantier.snapshot import Native, Overlay, Snapshotter, overlay_works, recover_mounts
+from chantier.solver import Solver
+from chantier.spec import Platform, host_platform
+from chantier.store import Root
+
+from .credentials import Credentials
+from .fetch import RegistryFetcher
+from .gc import collect
+from .ops import Ops
+from .platforms import emulated
+from .request import SolveRequest, SolveResult
+from .results import Results
+
+if TYPE_CHECKING:
+    from chantier.dockerfile.bridge import SourceMeta
+
+
+class Engine:
+    """One engine on one root. Use it as an async context manager; it belongs to the event loop it was entered in.
+
+    Other processes may use the same root at the same time. `allowed_entitlements` None allows what a build is granted by
+    whoever asks: right where the user and the owner of the engine are one.
+    """
+
+    cache: Cache
+    worker: Worker
+    solver: Solver[Any]
+    images: ImageResolver
+
+    def __init__(self, root: Path, config: Config, *, allowed_entitlements: frozenset[str] | None = None) -> None:
+        self.path = root
+        self.config = config
+        self.allowed_entitlements = allowed_entitlements
+        self.platforms: list[Platform] = [host_platform(), *emulated()]
+        self.caps = CAPS
+        self.registries = Registries(config)
+        self._opened = False
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._open)
+        try:
+            await self._find_runtime()
+            ops = Ops(self.worker, self.images, self.layouts)
+            self.solver = Solver(ops.resolve, self._keys, Results(self.cache))
+        except BaseException:
+            await asyncio.to_thread(self._root.close)
+            raise
+        self._opened = True
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        await self.solver.close()
+        if self.worker.runtime is not None:
+            await self.worker.runtime.close()
+        await asyncio.to_thread(self._close)
+
+    def _open(self) -> None:
+        from chantier.cache.keys import SqliteKeyStore
+        from chantier.op.layout import LayoutResolver
+
+        self._root = Root.open(self.path)
+        try:
+            self.blobs = self._root.blobs
+            self.snapshots = self._snapshotter()
+            self.mount_dir = self._root.scratch()
+            fetcher = RegistryFetcher(self.registry_for)
+            self.cache = Cache(self._root, self._root.db, self.blobs, self.snapshots, fetcher)
+            self._keys = SqliteKeyStore(self._root.db)
+            self.worker = Worker(
+                root=self.path,
+                cache=self.cache,
+                config=self.config,
+                platform=self.platforms[0],
+                parallelism=self.config.worker_oci.max_parallelism,
+                registries=self.registries,
+            )
+            self.images = ImageResolver(self.worker, self.registry_for)
+            self.layouts = LayoutResolver(self.worker, self._loop)
+            fetcher.layouts = self.layouts
+        except BaseException:
+            self._root.close()
+            raise
+
+    def _snapshotter(self) -> Snapshotter:
+        wanted = self.config.worker_oci.snapshotter or "auto"
+        if wanted not in ("auto", "overlayfs", "native"):
+            raise UnsupportedError(f"unknown snapshotter {wanted!r}", hint="snapshotters are auto, overlayfs and native")
+        if wanted == "native" or (wanted == "auto" and not overlay_works(self._root.snapshots_dir)):
+            return Native(self._root.snapshots_dir, self._root.db)
+        return Overlay(self._root.snapshots_dir, self._root.db)
+
+    async def _find_runtime(self) -> None:
+        from chantier.runtime import probe
+
+        oci = self.config.worker_oci
+        try:
+            self.worker.runtime = await probe(
+                self.path,
+                binary=oci.binary,
+                apparmor=oci.apparmor_profile,
+                process_sandbox=not oci.no_process_sandbox,
+            )
+        except ChantierError as err:
+            # Builds without RUN need no runtime: the step that does will say this.
+            self.worker.no_runtime = str(err)
+
+    def _close(self) -> None:
+        self.worker.threads.shutdown(wait=True)
+        recover_mounts(self.mount_dir)
+        self._root.close()
+        self.registries.close()
+
+    def registry_for(self, sessions: Sequence[Any]) -> Any:
+        """A registry client that uses the credentials of these sessions. To be called from any thread."""
+        credentials = Credentials(self._loop, sessions)
+        return self.registries.client(credentials=credentials.of_host, token=credentials.token)
+
+    async def source_meta(self, source: pb.SourceOp, sessions: Sequence[Any], *, return_object: bool) -> SourceMeta:
+        from .meta import source_meta
+
+        return await source_meta(self.worker, source, sessions, return_object=return_object)
+
+    async def solve(self, request: SolveRequest, session: Any, reporter: Reporter) -> SolveResult:
+        """Run one build; see engine.solve.solve. Cancelling the task cancels the build, and waits until it is gone."""
+        from .solve import solve
+
+        try:
+            return await solve(self, request, session, reporter)
+        finally:
+            if not request.internal:
+                await asyncio.to_thread(collect, self._root, self.cache, self.config)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache's Fetcher: a source written with a blob, such as `registry:docker.io/library/alpine`, to bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from chantier.errors import UnsupportedError
+from chantier.progress import Step
+from chantier.spec import Descriptor, Reference
+from chantier.store import Writer
+
+
+class RegistryFetcher:
+    """Layers from registries, and from content stores of sessions (`session:STORE`, for OCI layouts)."""
+
+    def __init__(self, registry_for: Callable[[Sequence[Any]], Any]) -> None:
+        self._registry_for = registry_for
+        self.layouts: Any = None  # op.layout.LayoutResolver, set by the engine
+
+    def fetch(
+        self,
+        source: str,
+        descriptor: Descriptor,
+        writer: Writer,
+        *,
+        step: Step | None,
+        sessions: Sequence[Any],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        kind, _, name = source.partition(":")
+        if kind == "registry":
+            self._registry_for(sessions).fetch_blob(Reference.parse(name), descriptor, writer, cancelled=cancelled)
+        elif kind == "session" and self.layouts is not None:
+            self.layouts.fetch(name, descriptor, writer, sessions)
+        else:
+            raise UnsupportedError(f"cannot fetch {descriptor.digest} from {source!r}")

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One build as it is asked of the engine (Control.Solve on the wire), and what is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from chantier.pb import ops_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheOptions:
+    type: str
+    attrs: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveRequest:
+    """Either a frontend with its options, or a definition. `exporters` are (type, attributes), numbered as they stand."""
+
+    ref: str
+    frontend: str = ""
+    attrs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, pb.Definition] = field(default_factory=dict)
+    definition: pb.Definition | None = None
+    exporters: tuple[tuple[str, Mapping[str, str]], ...] = ()
+    cache_imports: tuple[CacheOptions, ...] = ()
+    cache_exports: tuple[CacheOptions, ...] = ()
+    entitlements: frozenset[str] = frozenset()
+    internal: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveResult:
+    """`response` is the exporters' answer, `metadata` the frontend's (calls answer there)."""
+
+    ref: str
+    response: Mapping[str, str]
+    metadata: Mapping[str, bytes] = field(default_factory=dict)

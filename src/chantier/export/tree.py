@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results as plain files: into a folder of the user's, or as one tar (semantics.md 6.12)."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from chantier.cache import Ref
+from chantier.errors import CancelledError_, UsageError
+from chantier.layer import write_tree
+from chantier.op.worker import threaded
+from chantier.progress import Step
+from chantier.session.types import FileSink
+from chantier.snapshot import mounted
+
+from .options import parse_bool, parse_epoch
+from .types import Exportable, ExportContext, Finalize, Response
+
+_QUEUED_CHUNKS = 16
+
+
+class LocalExporter:
+    """`type=local`: owners become the user's, modes and times are kept."""
+
+    name = "exporting to client directory"
+
+    def __init__(self, attrs: Mapping[str, str]) -> None:
+        self._mode = attrs.get("mode", "copy")
+        if self._mode not in ("copy", "delete"):
+            raise UsageError(f'invalid local exporter mode "{self._mode}"', hint="modes are copy and delete")
+        self._split = _split(attrs)
+        self._epoch = parse_epoch(attrs.get("source-date-epoch"))
+
+    async def export(self, what: Exportable, context: ExportContext, step: Step) -> tuple[Response, Finalize | None]:
+        if context.session is None:
+            raise UsageError("could not export without session")
+        multi = what.is_multi
+        split = self._split if self._split is not None else multi
+        for number, (platform, _) in enumerate(what.platforms()):
+            label = f"copying files {platform}" if platform else "copying files"
+            ref = what.refs[platform]
+            with step.action(label, name="transferring"):
+                async with _mounted(ref, context, step) as root:
+                    await context.session.send_directory(
+                        context.number,
+                        root,
+                        into=platform.replace("/", "_") if split and platform else "",
+                        remove_others=self._mode == "delete" and (split or number == 0),
+                        epoch=_epoch(what, platform, self._epoch),
+                    )
+        return {}, None
+
+
+class TreeTarExporter:
+    """`type=tar`: owners, modes and times as in the result."""
+
+    name = "exporting to client tarball"
+
+    def __init__(self, attrs: Mapping[str, str]) -> None:
+        self._split = _split(attrs)
+        self._epoch = parse_epoch(attrs.get("source-date-epoch"))
+
+    async def export(self, what: Exportable, context: ExportContext, step: Step) -> tuple[Response, Finalize | None]:
+        if context.session is None:
+            raise UsageError("could not export without session")
+        split = self._split if self._split is not None else what.is_multi
+        with step.action("sending tarball"):
+            sink = await context.session.send_file(context.number, {})
+            try:
+                for platform, _ in what.platforms():
+                    prefix = platform.replace("/", "_") + "/" if split and platform else ""
+                    async with _mounted(what.refs[platform], context, step) as root:
+                        await _send_tree(sink, root, prefix, _epoch(what, platform, self._epoch), context)
+                await sink.write(bytes(1024))
+            except BaseException:
+                await sink.abort()
+                raise
+            await sink.close()
+        return {}, None
+
+
+def _split(attrs: Mapping[str, str]) -> bool | None:
+    return parse_bool("platform-split", attrs["platform-split"]) if "platform-split" in attrs else None
+
+
+def _epoch(what: Exportable, platform: str, given: int | None) -> int | None:
+    if given is not None:
+        return given
+    raw = what.value("source.date.epoch", platform)
+    return parse_epoch(raw.decode()) if raw else None
+
+
+class _mounted:
+    """The tree of a result, mounted in a thread for as long as the block lasts; an empty directory for an empty result."""
+
+    def __init__(self, ref: Ref | None, context: ExportContext, step: Step) -> None:
+        self._ref = ref
+        self._context = context
+        self._step = step
+        self._stack = ExitStack()
+
+    async def __aenter__(self) -> Path:
+        return await threaded(self._enter)
+
+    async def __aexit__(self, *exc: object) -> None:
+        await threaded(lambda _: self._stack.close())
+
+    def _enter(self, cancelled: Callable[[], bool]) -> Path:
+        return self._stack.enter_context(_open(self._ref, self._context, self._step, cancelled))
+
+
+@contextmanager
+def _open(ref: Ref | None, context: ExportContext, step: Step, cancelled: Callable[[], bool]) -> Iterator[Path]:
+    if ref is None:
+        import tempfile
+
+        with tempfile.TemporaryDirectory(dir=context.mount_dir) as empty:
+            yield Path(empty)
+        return
+    mounts = ref.mounts(step=step, sessions=context.sessions, cancelled=cancelled)
+    with mounted(mounts, readonly=True, where=context.mount_dir) as root:
+        yield root
+
+
+async def _send_tree(sink: FileSink, root: Path, prefix: str, epoch: int | None, context: ExportContext) -> None:
+    """The tar is written by a thread; this passes on its chunks, never more than a few at once in memory."""
+    chunks: queue.Queue[bytes | None] = queue.Queue(_QUEUED_CHUNKS)
+    loop = asyncio.get_running_loop()
+    failed = asyncio.Event()
+
+    def put(chunk: bytes | None, cancelled: Callable[[], bool]) -> None:
+        while not cancelled() and not failed.is_set():
+            try:
+                chunks.put(chunk, timeout=0.2)
+            except queue.Full:
+                continue
+            return
+        raise CancelledError_
+
+    def produce(cancelled: Callable[[], bool]) -> None:
+        try:
+            write_tree(root, lambda data: put(bytes(data), cancelled), prefix=prefix, epoch=epoch, cancelled=cancelled)
+        finally:
+            if not cancelled() and not failed.is_set():
+                put(None, cancelled)
+
+    producing = loop.create_task(threaded(produce))
+    try:
+        while (chunk := await asyncio.to_thread(_get, chunks, producing)) is not None:
+            await sink.write(chunk)
+    except BaseException:
+        failed.set()
+        producing.cancel()
+        await asyncio.gather(producing, return_exceptions=True)
+        raise
+    await producing
+
+
+def _get(chunks: queue.Queue[bytes | None], producing: asyncio.Task[None]) -> bytes | None:
+    while True:
+        try:
+            return chunks.get(timeout=0.2)
+        except queue.Empty:
+            if producing.done():
+                return None

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The library's face: builds from Python code, blocking or in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from .client import BuildRequest, BuildResult, Output, Secret, parse_output, prepare
+from .config import Config
+from .errors import ChantierError
+from .progress import Event, Reporter, Silent
+
+OnEvent = Callable[[Event], None]
+
+
+class Builder:
+    """An engine that is kept open for several builds. Use it as a context manager (`with` or `async with`).
+
+    `root` is where its state lives (default: what the config or CHANTIER_ROOT say), `config` a file or a `Config`.
+    """
+
+    def __init__(
+        self, *, root: str | os.PathLike[str] | None = None, config: str | os.PathLike[str] | Config | None = None
+    ) -> None:
+        from .driver.embedded import Embedded
+
+        self._driver = Embedded(root=root, config=config)
+
+    def build(self, context: str | os.PathLike[str] = ".", *, on_event: OnEvent | None = None, **options: Any) -> BuildResult:
+        """Build and wait. Options are those of the function `build`. Raises ChantierError and its kin."""
+        prepared = prepare(request_of(context, **options))
+        return self._driver.build(prepared, _reporter(on_event))
+
+    async def abuild(
+        self, context: str | os.PathLike[str] = ".", *, on_event: OnEvent | None = None, **options: Any
+    ) -> BuildResult:
+        """The same in a running loop; several may run at once. Cancelling the task stops the build's steps."""
+        prepared = await asyncio.to_thread(prepare, request_of(context, **options))
+        return await self._driver.abuild(prepared, _reporter(on_event))
+
+    def close(self) -> None:
+        self._driver.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        await self._driver.aclose()
+
+
+def build(
+    context: str | os.PathLike[str] = ".",
+    *,
+    root: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | Config | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> BuildResult:
+    """Build an image from a Dockerfile, in this process.
+
+    `context` is a directory, a git URL or an http(s) URL. `on_event` is called with each `progress.Event` (Vertex, Status,
+    Log, Warning), from whichever thread it arises in; it must not block.
+
+    Options, all keywords:
+        dockerfile          path of the Dockerfile (default: in the context), or `dockerfile_text`, its text
+        tags                names of the image; `push=True` pushes it, `load=True` loads it into Docker or Podman
+        outputs             `Output` values or strings as for -o: "type=oci,dest=app.tar"
+        build_args, labels  mappings
+        target, platforms, no_cache, no_cache_filter, pull, network, add_hosts, shm_size, ulimits, allow, annotations
+        secrets             mapping of id to bytes or str (the value), or `Secret` values
+        build_contexts      mapping of name to path, image or URL
+
+    Returns the BuildResult. Raises ChantierError: a failed step is a SolveError whose `__cause__` is a StepError.
+    """
+    with Builder(root=root, config=config) as builder:
+        return builder.build(context, on_event=on_event, **options)
+
+
+async def abuild(
+    context: str | os.PathLike[str] = ".",
+    *,
+    root: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | Config | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> BuildResult:
+    """`build` for a running event loop. Cancelling it stops the build and waits until its processes are gone."""
+    async with Builder(root=root, config=config) as builder:
+        return await builder.abuild(context, on_event=on_event, **options)
+
+
+class _Calling:
+    def __init__(self, call: OnEvent) -> None:
+        self._call = call
+
+    def emit(self, event: Event, /) -> None:
+        self._call(event)
+
+
+def _reporter(on_event: OnEvent | None) -> Reporter:
+    return _Calling(on_event) if on_event is not None else Silent()
+
+
+def request_of(context: str | os.PathLike[str], **options: Any) -> BuildRequest:
+    """A BuildRequest from friendly types: paths, lists, strings for outputs, plain values for secrets."""
+    known = set(BuildRequest.__dataclass_fields__)
+    unknown = set(options) - known
+    if unknown:
+        import difflib
+
+        name = sorted(unknown)[0]
+        near = difflib.get_close_matches(name, known, n=1)
+        raise TypeError(f"build() has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        values[name] = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
+    if isinstance(values.get("dockerfile"), os.PathLike):
+        values["dockerfile"] = os.fspath(values["dockerfile"])
+    if isinstance(values.get("dockerfile_text"), str):
+        values["dockerfile_text"] = values["dockerfile_text"].encode()
+    values["outputs"] = tuple(o if isinstance(o, Output) else parse_output(o) for o in values.get("outputs", ()))
+    secrets = values.get("secrets", ())
+    if isinstance(secrets, Mapping):
+        values["secrets"] = tuple(Secret(id=k, value=v.encode() if isinstance(v, str) else v) for k, v in secrets.items())
+    if "build_contexts" in values:
+        values["build_contexts"] = {k: os.fspath(v) for k, v in values["build_contexts"].items()}
+    return BuildRequest(context=os.fspath(context), **values)
+
+
+__all__ = ["Builder", "ChantierError", "abuild", "build", "request_of"]

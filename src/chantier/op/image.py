@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images as sources: from a reference to a pinned manifest, a config, and a lazy result (semantics.md 3.14, 7.2).
+
+Nothing but documents is fetched here: layers come when something must mount or send them. Manifests and configs are kept
+in the blob store, so a reference with a digest that was seen before asks no registry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from chantier.cache import LayerSource, Ref
+from chantier.errors import IntegrityError, NotFoundError, UsageError
+from chantier.llb.definition import LoadedVertex, platform_of
+from chantier.solver.types import CacheMap, JobContext
+from chantier.spec import (
+    Descriptor,
+    Digest,
+    Index,
+    Manifest,
+    Platform,
+    Reference,
+    digest_of,
+    dumps,
+    is_index,
+    is_manifest,
+    parse_manifest,
+)
+
+from .worker import Worker, threaded
+
+_MAX_CONFIG_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedImage:
+    """One platform's image behind a reference.
+
+    `digest` is what the reference names (an index or a manifest): that pins it. `manifest` and `config` are the platform's.
+    """
+
+    reference: Reference
+    digest: Digest
+    manifest_digest: Digest
+    manifest: Manifest
+    config: bytes
+
+    @property
+    def diff_ids(self) -> tuple[Digest, ...]:
+        raw = json.loads(self.config)
+        return tuple(Digest.parse(d) for d in (raw.get("rootfs") or {}).get("diff_ids") or ())
+
+
+class ImageResolver:
+    """Resolves references for one engine. Equal questions asked at the same time are asked once."""
+
+    def __init__(self, worker: Worker, registry_for: Callable[[Sequence[Any]], Any]) -> None:
+        self._worker = worker
+        self._registry_for = registry_for
+        self._running: dict[tuple[str, Platform, str], asyncio.Task[ResolvedImage]] = {}
+
+    async def resolve(
+        self, ref: Reference, platform: Platform, *, mode: str = "default", sessions: Sequence[Any] = ()
+    ) -> ResolvedImage:
+        """Raises NotFoundError `no match for platform in manifest: not found`, RegistryError and its kin."""
+        key = (str(ref), platform, mode)
+        task = self._running.get(key)
+        if task is None:
+            task = asyncio.create_task(threaded(lambda cancelled: self._resolve(ref, platform, sessions)))
+            self._running[key] = task
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        return await asyncio.shield(task)
+
+    def _resolve(self, ref: Reference, platform: Platform, sessions: Sequence[Any]) -> ResolvedImage:
+        registry = self._registry_for(sessions)
+        if ref.digest and (kept := self._kept(Digest.parse(ref.digest))) is not None:
+            digest, data, media_type = Digest.parse(ref.digest), kept, ""
+        else:
+            found = registry.resolve(ref)
+            digest, media_type = found.descriptor.digest, found.descriptor.media_type
+            data = self._document(registry, ref, found.descriptor)
+        document = parse_manifest(data, media_type)
+        manifest_digest = digest
+        if isinstance(document, Index):
+            chosen = self._choose(registry, ref, document, platform)
+            manifest_digest = chosen.digest
+            document = parse_manifest(self._document(registry, ref, chosen), chosen.media_type)
+            if not isinstance(document, Manifest):
+                raise IntegrityError(f"{ref}: an index inside an index is not an image")
+        config = self._document(registry, ref, document.config)
+        return ResolvedImage(reference=ref, digest=digest, manifest_digest=manifest_digest, manifest=document, config=config)
+
+    def _choose(self, registry: Any, ref: Reference, index: Index, platform: Platform) -> Descriptor:
+        usable = []
+        for descriptor in index.manifests:
+            if descriptor.annotations.get("vnd.docker.reference.type") == "attestation-manifest":
+                continue
+            if not is_manifest(descriptor.media_type) and not is_index(descriptor.media_type):
+                continue
+            usable.append((self._platform(registry, ref, descriptor), descriptor))
+        return choose_manifest(usable, platform, ref)
+
+    def _platform(self, registry: Any, ref: Reference, descriptor: Descriptor) -> Platform | None:
+        """From the descriptor, else from the config of the manifest it names."""
+        if descriptor.platform is not None:
+            return descriptor.platform
+        document = parse_manifest(self._document(registry, ref, descriptor), descriptor.media_type)
+        if isinstance(document, Index):
+            return None
+        raw = json.loads(self._document(registry, ref, document.config))
+        return Platform.from_json(raw) if raw.get("os") else None
+
+    def _document(self, registry: Any, ref: Reference, descriptor: Descriptor) -> bytes:
+        """A manifest or a config: from the store, else from the registry, and then kept."""
+        kept = self._kept(descriptor.digest)
+        if kept is not None:
+            return kept
+        if descriptor.size > _MAX_CONFIG_BYTES:
+            raise IntegrityError(
+                f"{ref}: {descriptor.media_type} of {descriptor.size} bytes is too large, at most {_MAX_CONFIG_BYTES}"
+            )
+        store = self._worker.cache.blobs
+        if is_manifest(descriptor.media_type) or is_index(descriptor.media_type):
+            data, _ = registry.manifest(ref, descriptor.digest)
+            with store.writer() as writer:
+                writer.write(data)
+                writer.commit(descriptor.digest, len(data))
+            return bytes(data)
+        with store.writer() as writer:
+            registry.fetch_blob(ref, descriptor, writer)
+            writer.commit(descriptor.digest, descriptor.size)
+        return self._kept(descriptor.digest) or b""
+
+    def _kept(self, digest: Digest) -> bytes | None:
+        store = self._worker.cache.blobs
+        info = store.stat(digest)
+        if info is None or info.size > _MAX_CONFIG_BYTES:
+            return None
+        with store.open(digest) as file:
+            data = file.read()
+        return data if digest_of(data) == digest or digest.algorithm != "sha256" else None
+
+
+def choose_manifest(offered: Sequence[tuple[Platform | None, Descriptor]], platform: Platform, ref: Reference) -> Descriptor:
+    """The first manifest of an index that runs on the platform, better matches first (containerd `Only`)."""
+    for candidate in platform.candidates():
+        for found, descriptor in offered:
+            if found is not None and candidate.matches(found) and platform.os_version in ("", found.os_version):
+                return descriptor
+    raise NotFoundError("no match for platform in manifest: not found", hint=f"{ref.familiar()} is not made for {platform}")
+
+
+class ImageOp:
+    """`docker-image://REF`: an operation without inputs. Keys: the manifest and platform, then the chain of its layers."""
+
+    def __init__(self, vertex: LoadedVertex, worker: Worker, images: ImageResolver) -> None:
+        self.vertex = vertex
+        self.worker = worker
+        self._images = images
+        source = vertex.op.source
+        self._ref = Reference.parse(source.identifier.removeprefix("docker-image://")).with_default_tag()
+        self._attrs = dict(source.attrs)
+        self._platform = platform_of(vertex.op)
+        self._limit = _limit(self._attrs.get("image.layerlimit", ""))
+
+    async def _resolve(self, job: JobContext) -> ResolvedImage:
+        mode = self._attrs.get("image.resolvemode", "default")
+        image = await self._images.resolve(self._ref, self._platform, mode=mode, sessions=job.sessions)
+        checksum = self._attrs.get("image.checksum")
+        if checksum and checksum != image.digest:
+            raise IntegrityError(f"image digest {image.digest} for {self._ref} does not match expected checksum {checksum}")
+        return image
+
+    async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
+        image = await self._resolve(job)
+        if index == 0:
+            key = {"Digest": str(image.manifest_digest), "OS": self._platform.os, "Arch": self._platform.architecture}
+            if self._platform.variant:
+                key["Variant"] = self._platform.variant
+            if self._limit is not None:
+                key["Limit"] = str(self._limit)
+            return CacheMap(digest=source_key(dumps(key))), not image.diff_ids
+        return CacheMap(digest=source_key(chain_id(image.diff_ids[: self._limit]).encode())), True
+
+    async def run(self, job: JobContext, inputs: Sequence[Ref]) -> Sequence[Ref | None]:
+        image = await self._resolve(job)
+        layers = layer_sources(image, f"registry:{self._ref.name}", self._limit)
+        record_type = self._attrs.get("image.recordtype", "regular")
+        description = f"pulled from {replace(self._ref, digest=str(image.digest))}"
+        return (await threaded(lambda _: self.worker.cache.image(layers, description=description, record_type=record_type)),)
+
+    def acquire(self) -> AbstractAsyncContextManager[None]:
+        return self.worker.slot()
+
+
+def layer_sources(image: ResolvedImage, source: str, limit: int | None = None) -> list[LayerSource]:
+    """The layers of an image, bottom first, with where their bytes can be had.
+
+    Raises IntegrityError if manifest and config disagree on their number.
+    """
+    diff_ids = image.diff_ids
+    layers = image.manifest.layers
+    if len(diff_ids) != len(layers):
+        raise IntegrityError(f"{image.reference}: the manifest has {len(layers)} layers, the config {len(diff_ids)} diff ids")
+    if limit is not None and limit > len(layers):
+        raise UsageError(f"layer limit {limit} is greater than the number of layers in the image {len(layers)}")
+    history = [h for h in json.loads(image.config).get("history") or () if not h.get("empty_layer")]
+    sources = []
+    for number, (descriptor, diff_id) in enumerate(zip(layers, diff_ids, strict=True)):
+        entry = history[number] if number < len(history) else {}
+        sources.append(
+            LayerSource(
+                descriptor=descriptor,
+                diff_id=diff_id,
+                sources=(source,),
+                created_at=_created(entry.get("created")),
+                description=str(entry.get("created_by") or ""),
+            )
+        )
+    return sources[:limit]
+
+
+def chain_id(diff_ids: Sequence[str]) -> str:
+    """image-spec config.md, "Layer ChainID": of the whole sequence; "" for none."""
+    chain = ""
+    for diff_id in diff_ids:
+        chain = "sha256:" + hashlib.sha256(f"{chain} {diff_id}".encode()).hexdigest() if chain else str(diff_id)
+    return chain
+
+
+def source_key(text: bytes) -> str:
+    return "sha256:" + hashlib.sha256(b"buildkit.source.v0:" + hashlib.sha256(text).hexdigest().encode()).hexdigest()
+
+
+def _limit(text: str) -> int | None:
+    if not text:
+        return None
+    try:
+        limit = int(text)
+    except ValueError as err:
+        raise UsageError(f"invalid layer limit {text}") from err
+    if limit <= 0:
+        raise UsageError(f"invalid layer limit {text}")
+    return limit
+
+
+def _created(text: str | None) -> int | None:
+    if not text:
+        return None
+    from datetime import UTC, datetime
+
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None  # a config we did not write: a wrong time is no reason to refuse its image
+    return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1e9) if moment.tzinfo else None
