@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chantier.errors import PolicyError, UsageError
+from chantier.errors import UsageError
 from chantier.llb.definition import Graph
 from chantier.pb import ops_pb2 as pb
 from chantier.solver.types import CacheMap, Dep
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from chantier.cache import Cache, Ref
 
 _TYPE = "buildkit.exec.v0"
-NETWORK_HOST = "network.host"
-SECURITY_INSECURE = "security.insecure"
 
 
 def cache_map_of(op: pb.ExecOp, inputs: int, platform: Platform, worker: Worker) -> CacheMap:
@@ -163,23 +161,6 @@ def _prepare(worker: Worker) -> Callable[[Any, Any], Awaitable[None]]:
     return prepare
 
 
-def check_entitlements(graph: Graph, allowed: Iterable[str]) -> None:
-    """Raise PolicyError if a step of the graph asks for what this build was not allowed, before anything has run."""
-    granted = frozenset(allowed)
-    for vertex in graph.vertices.values():
-        if vertex.op.WhichOneof("op") != "exec":
-            continue
-        for name, asked in (
-            (NETWORK_HOST, vertex.op.exec.network == pb.HOST),
-            (SECURITY_INSECURE, vertex.op.exec.security == pb.INSECURE),
-        ):
-            if asked and name not in granted:
-                raise PolicyError(
-                    f"failed to load LLB: {name} is not allowed",
-                    hint=f"allow it with --allow {name}, and in the engine with insecure-entitlements",
-                )
-
-
 def cache_mounts_to_clear(graph: Graph) -> tuple[str, ...]:
     """Ids of the cache mounts of steps that ignore the cache: `--no-cache` starts them empty, once a build."""
     ids: dict[str, None] = {}
@@ -195,11 +176,8 @@ def clear_cache_mounts(cache: Cache, ids: Iterable[str]) -> None:
 
 
 __all__ = [
-    "NETWORK_HOST",
-    "SECURITY_INSECURE",
     "cache_map_of",
     "cache_mounts_to_clear",
-    "check_entitlements",
     "clear_cache_mounts",
     "key_digest",
 ]

@@ -98,5 +98,8 @@ class Runtime(Protocol):
 
     async def signal(self, id: str, signal: int) -> None: ...
 
+    async def close(self) -> None:
+        """When nothing runs any more."""
+
 
 __all__ = ["Bind", "Container", "Exit", "OnOutput", "Process", "Resources", "Rlimit", "Runtime"]
