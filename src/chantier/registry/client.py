@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Registry`: what one build may ask of registries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from chantier.errors import IntegrityError, NotFoundError, RegistryError
+from chantier.spec import Descriptor, Digest, Reference, descriptor_from_json, digest_of
+
+from .fetch import fetch
+from .hosts import Capability, Host
+from .limits import is_metadata
+from .manifests import MANIFEST_LIMIT, get_manifest, resolve
+from .messages import Body
+from .push import Pusher
+from .types import BlobWriter, Cancelled, CredentialsFor, Fetched, Resolved, TokenFor, anonymous, never
+
+if TYPE_CHECKING:
+    from .shared import Registries, Settings
+
+_NONE: Mapping[str, object] = MappingProxyType({})
+
+
+class Registry:
+    """Made by `Registries.open`. Thread-safe; holds nothing that must be closed."""
+
+    def __init__(
+        self,
+        shared: Registries,
+        settings: Settings,
+        *,
+        credentials: CredentialsFor = anonymous,
+        token: TokenFor | None = None,
+        owner: str = "",
+        insecure: bool = False,
+        fields: Mapping[str, object] = _NONE,
+    ) -> None:
+        self._shared = shared
+        self._settings = settings
+        self._credentials = credentials
+        self._token = token
+        self._owner = owner
+        self._insecure = insecure
+        self._fields = fields
+        self._caller = shared.caller(settings, credentials, token, fields)
+
+    def insecure(self) -> Registry:
+        """The same build's view for the exporter option registry.insecure: TLS unverified, or plain HTTP."""
+        return Registry(
+            self._shared,
+            self._settings,
+            credentials=self._credentials,
+            token=self._token,
+            owner=self._owner,
+            insecure=True,
+            fields=self._fields,
+        )
+
+    def hosts(self, ref: Reference, capability: Capability = Capability.PULL) -> tuple[Host, ...]:
+        """Who would be asked, in order."""
+        return tuple(h for h in self._settings.hosts(ref.domain, insecure=self._insecure) if capability in h.capabilities)
+
+    def resolve(self, ref: Reference, *, cancelled: Cancelled = never) -> Resolved:
+        """What `ref` (tag or digest, default `latest`) names now.
+
+        Raises NotFoundError `REF: not found`, UnauthorizedError, RateLimitedError, RegistryError: that of the host whose
+        answer tells most, with all hosts in its detail.
+        """
+        return resolve(self._caller, self.hosts(ref, Capability.RESOLVE), ref, cancelled)
+
+    def manifest(self, ref: Reference, what: Descriptor | str, *, cancelled: Cancelled = never) -> tuple[bytes, str]:
+        """The bytes of a manifest or index and its media type, by digest or descriptor; checked. Raises as `resolve`."""
+        with self._place(ref, metadata=True, cancelled=cancelled):
+            return get_manifest(self._caller, self.hosts(ref), ref, what, cancelled)
+
+    def fetch_blob(
+        self,
+        ref: Reference,
+        descriptor: Descriptor,
+        writer: BlobWriter,
+        *,
+        on_bytes: Callable[[int], None] | None = None,
+        cancelled: Cancelled = never,
+    ) -> Fetched:
+        """Bring a blob into `writer`, from its offset on; when this returns, digest and size are right.
+
+        `on_bytes` is told the offset reached. Raises NotFoundError, IntegrityError, RegistryError; the writer then holds
+        what came, good for a later try, except after IntegrityError.
+        """
+        with self._place(ref, metadata=is_metadata(descriptor.media_type), cancelled=cancelled):
+            return fetch(self._caller, self.hosts(ref), ref, descriptor, writer, on_bytes, cancelled)
+
+    def read_blob(self, ref: Reference, descriptor: Descriptor, *, cancelled: Cancelled = never) -> bytes:
+        """A small blob (an image config), at most 4 MiB, checked."""
+        if descriptor.size > MANIFEST_LIMIT:
+            raise RegistryError(f"blob {descriptor.digest} of {descriptor.size} bytes is too large to be read into memory")
+        writer = _Memory()
+        self.fetch_blob(ref, descriptor, writer, cancelled=cancelled)
+        return bytes(writer.data)
+
+    def exists(self, ref: Reference, descriptor: Descriptor, *, cancelled: Cancelled = never) -> bool:
+        """Whether the registry itself (no mirror) has this blob or manifest in the repository."""
+        return self._pusher(ref, cancelled).exists(descriptor)
+
+    def mount_blob(
+        self, ref: Reference, descriptor: Descriptor, mount_from: Sequence[str], *, cancelled: Cancelled = never
+    ) -> bool:
+        """Have the registry take the blob over from another of its repositories. False: it did not."""
+        with self._place(ref, metadata=is_metadata(descriptor.media_type), cancelled=cancelled):
+            return self._pusher(ref, cancelled).mount(descriptor, mount_from)
+
+    def push_blob(
+        self,
+        ref: Reference,
+        descriptor: Descriptor,
+        open: Body,
+        *,
+        mount_from: Sequence[str] = (),
+        on_bytes: Callable[[int], None] | None = None,
+        cancelled: Cancelled = never,
+    ) -> str:
+        """See that the repository has the blob: `exists`, `mounted` or `pushed` says how.
+
+        `open` is called for each try. Raises UnauthorizedError, RegistryError.
+        """
+        with self._place(ref, metadata=is_metadata(descriptor.media_type), cancelled=cancelled):
+            return self._pusher(ref, cancelled).push(descriptor, open, mount_from, on_bytes)
+
+    def push_manifest(self, ref: Reference, data: bytes, media_type: str, *, cancelled: Cancelled = never) -> Digest:
+        """Put a manifest under the tag of `ref`, or without a tag under its digest."""
+        digest = digest_of(data)
+        if ref.digest and ref.digest != digest:
+            raise IntegrityError(f"cannot push {ref}: the manifest's digest is {digest}")
+        with self._place(ref, metadata=True, cancelled=cancelled):
+            return self._pusher(ref, cancelled).put_manifest(ref.tag or digest, data, media_type, digest)
+
+    def referrers(
+        self, ref: Reference, digest: str, *, artifact_type: str = "", cancelled: Cancelled = never
+    ) -> tuple[Descriptor, ...]:
+        """What refers to a manifest: the referrers API, else the fallback tag (semantics.md 7.6); none is no error."""
+        from .manifests import get_referrers
+
+        hosts = self.hosts(ref, Capability.REFERRERS)
+        found = get_referrers(self._caller, hosts, ref, digest, artifact_type, cancelled) if hosts else None
+        if found is None:
+            tag = Reference(ref.domain, ref.path, digest.replace(":", "-"))
+            try:
+                resolved = self.resolve(tag, cancelled=cancelled)
+                found = resolved.data or self.manifest(tag, resolved.descriptor, cancelled=cancelled)[0]
+            except NotFoundError:
+                return ()
+        manifests = [descriptor_from_json(m) for m in _index_of(found).get("manifests") or ()]
+        return tuple(m for m in manifests if not artifact_type or m.artifact_type == artifact_type)
+
+    def _pusher(self, ref: Reference, cancelled: Cancelled) -> Pusher:
+        return Pusher(self._caller, self.hosts(ref, Capability.PUSH)[-1], ref, cancelled)
+
+    def _place(self, ref: Reference, *, metadata: bool, cancelled: Cancelled) -> AbstractContextManager[None]:
+        return self._shared.limiter.place(ref.domain, metadata=metadata, owner=self._owner, cancelled=cancelled)
+
+
+class _Memory:
+    """A BlobWriter that keeps the bytes."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    @property
+    def offset(self) -> int:
+        return len(self.data)
+
+    def write(self, data: bytes, /) -> None:
+        self.data += data
+
+    def digest(self) -> Digest:
+        return digest_of(bytes(self.data))
+
+    def restart(self) -> None:
+        self.data.clear()
+
+
+def _index_of(data: bytes) -> dict[str, Any]:
+    try:
+        raw = json.loads(data)
+    except ValueError as err:
+        raise IntegrityError(f"invalid referrers index: not JSON: {err}") from err
+    if not isinstance(raw, dict):
+        raise IntegrityError("invalid referrers index: want a JSON object")
+    return raw

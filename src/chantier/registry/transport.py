@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request over HTTP/1.1, on pooled connections, and a response whose body streams. No login, no retry, no redirect.
+
+A thread that waits on a socket cannot look at `cancelled()`, so a watcher thread, alive only while there is something to
+watch, looks for it and shuts the socket of a cancelled call.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from .failures import TransportError, reason, transport_error
+from .hosts import Peer, is_local
+from .messages import Request
+from .retry import check
+from .tls import context_for, signature
+from .types import Cancelled, never
+
+CHUNK = 256 << 10
+_WATCH_S = 0.1
+_DEFAULT_READ_S = {"GET": 60.0, "HEAD": 30.0}
+_WRITE_READ_S = 600.0  # a registry may assemble gigabytes before it answers a PUT
+_KEEP_IDLE = 8  # connections per host
+_KEEP_ALIVE = [
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+]
+
+
+class Transport:
+    """Connection pools by trust and proxy; thread-safe, shared by all builds."""
+
+    def __init__(self, *, user_agent: str, environment: Mapping[str, str] | None = None) -> None:
+        self._user_agent = user_agent
+        self._environment = environment
+        self._mutex = threading.Lock()
+        self._pools: dict[object, urllib3.PoolManager] = {}
+        self._watch = _Watch()
+
+    def send(self, request: Request, peer: Peer, *, cancelled: Cancelled = never) -> Response:
+        """The response, its body unread. Raises TransportError, ConfigError for TLS files, CancelledError_."""
+        check(cancelled)
+        pool = self._pool(peer, request.url)
+        headers = {"user-agent": self._user_agent, **request.headers}
+        if request.body is not None:
+            headers["content-length"] = str(request.length)
+        elif request.method in ("POST", "PUT", "PATCH"):
+            headers["content-length"] = "0"
+        read_s = peer.response_timeout_s or _DEFAULT_READ_S.get(request.method, _WRITE_READ_S)
+        call = _Call(cancelled)
+        body: BinaryIO | None = None
+        with self._watch.over(call):
+            try:
+                body = request.body() if request.body is not None else None
+                raw = pool.urlopen(
+                    request.method,
+                    request.url,
+                    body=body,
+                    headers=headers,
+                    timeout=urllib3.Timeout(connect=peer.connect_timeout_s, read=read_s),
+                    redirect=False,
+                    retries=False,
+                    preload_content=False,
+                    assert_same_host=False,
+                )
+            except (urllib3.exceptions.HTTPError, OSError) as err:
+                check(cancelled)
+                raise transport_error(err, request.method, request.url) from err
+            finally:
+                if body is not None:
+                    body.close()
+        return Response(raw, request, self._watch, cancelled)
+
+    def close(self) -> None:
+        with self._mutex:
+            pools, self._pools = list(self._pools.values()), {}
+        for pool in pools:
+            pool.clear()
+
+    def _pool(self, peer: Peer, url: str) -> urllib3.PoolManager:
+        """The pool of this trust; a new one when a certificate file has changed since."""
+        tls = url.startswith("https:")
+        proxy = self._proxy(url)
+        key = (_trust(peer) if tls else None, proxy)
+        state = signature(peer) if tls else ()
+        with self._mutex:
+            pool = self._pools.get((key, state))
+            if pool is None:
+                for old in [k for k in self._pools if isinstance(k, tuple) and k[0] == key]:
+                    del self._pools[old]
+                pool = self._pools[key, state] = _make_pool(peer if tls else None, proxy)
+            return pool
+
+    def _proxy(self, url: str) -> str | None:
+        """HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; never for this machine itself."""
+        parts = urlsplit(url)
+        if is_local(parts.netloc.rpartition("@")[2]):
+            return None
+        found = _proxies(self._environment)
+        if proxy_bypass_environment(parts.netloc, found):
+            return None
+        proxy = found.get(parts.scheme) or found.get("all")
+        return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+
+
+class Response:
+    """An answer from a registry. Use as a context manager: what is not read is dropped."""
+
+    def __init__(self, raw: urllib3.BaseHTTPResponse, request: Request, watch: _Watch, cancelled: Cancelled) -> None:
+        self._raw = raw
+        self._request = request
+        self._watch = watch
+        self._cancelled = cancelled
+        self._kept: bytes | None = None
+
+    @property
+    def status(self) -> int:
+        return self._raw.status
+
+    @property
+    def headers(self) -> urllib3.HTTPHeaderDict:
+        return self._raw.headers
+
+    @property
+    def url(self) -> str:
+        return self._request.url
+
+    @property
+    def line(self) -> str:
+        """`200 OK`."""
+        return f"{self.status} {self._raw.reason}" if self._raw.reason else reason(self.status)
+
+    def read(self, limit: int = 64 << 10) -> bytes:
+        """Up to `limit` bytes of the body, remembered. A body that breaks off counts as far as it came."""
+        if self._kept is None:
+            kept = b""
+            try:
+                for chunk in self.chunks(min(limit, CHUNK)):
+                    kept += chunk
+                    if len(kept) >= limit:
+                        break
+            except TransportError:
+                pass  # the words of an error; whoever needs the whole body checks its length or digest
+            self._kept = kept[:limit]
+            self.close()
+        return self._kept
+
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes]:
+        """The body as it comes. Raises TransportError where it breaks off, CancelledError_."""
+        with self._watch.over(_Call(self._cancelled, self._raw)):
+            while True:
+                check(self._cancelled)
+                try:
+                    chunk = self._raw.read(size)
+                except (urllib3.exceptions.HTTPError, OSError) as err:
+                    check(self._cancelled)
+                    raise transport_error(err, self._request.method, self._request.url) from err
+                if not chunk:
+                    check(self._cancelled)
+                    self._raw.release_conn()
+                    return
+                yield chunk
+
+    def close(self) -> None:
+        """A body that has ended leaves its connection to the pool; another one closes it."""
+        if getattr(self._raw, "_connection", None) is not None and not self._drained():
+            self._raw.close()
+        self._raw.release_conn()
+
+    def _drained(self) -> bool:
+        """Small rests are read, so that the connection can serve again."""
+        length = getattr(self._raw, "length_remaining", None)
+        if length is None or length > 16 << 10:
+            return False
+        try:
+            self._raw.read(length + 1)
+        except (urllib3.exceptions.HTTPError, OSError):  # then it is of no more use
+            return False
+        return True
+
+    def __enter__(self) -> Response:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class _Call:
+    """A request under way that somebody may want to cancel."""
+
+    def __init__(self, cancelled: Cancelled, raw: urllib3.BaseHTTPResponse | None = None) -> None:
+        self.cancelled = cancelled
+        self.connection: HTTPConnection | None = None
+        self.raw = raw
+
+    def abort(self) -> None:
+        """Wake the thread that waits for this call."""
+        try:
+            if isinstance(self.raw, urllib3.HTTPResponse):
+                self.raw.shutdown()
+            elif self.connection is not None and self.connection.sock is not None:
+                socket.socket.shutdown(self.connection.sock, socket.SHUT_RDWR)
+        except (OSError, ValueError, RuntimeError):
+            return  # it has ended meanwhile
+
+
+class _Watch:
+    """Looks at all calls under way, ten times a second, from one thread that ends when there are none."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._calls: set[_Call] = set()
+        self._running = False
+
+    def over(self, call: _Call) -> _Watched:
+        return _Watched(self, call)
+
+    def add(self, call: _Call) -> None:
+        with self._mutex:
+            self._calls.add(call)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="chantier-registry-watch", daemon=True).start()
+
+    def remove(self, call: _Call) -> None:
+        with self._mutex:
+            self._calls.discard(call)
+
+    def _run(self) -> None:
+        idle = 0
+        while True:
+            time.sleep(_WATCH_S)
+            with self._mutex:
+                calls = list(self._calls)
+                idle = 0 if calls else idle + 1
+                if idle > 20:
+                    self._running = False
+                    return
+            for call in calls:
+                if call.cancelled():
+                    call.abort()
+
+
+class _Watched:
+    """Context manager: the call is watched, and knows the connection this thread uses for it."""
+
+    def __init__(self, watch: _Watch, call: _Call) -> None:
+        self._watch = watch
+        self._call = call
+
+    def __enter__(self) -> None:
+        if self._call.cancelled is not never:
+            self._watch.add(self._call)
+            _current.call = self._call
+
+    def __exit__(self, *exc: object) -> None:
+        if self._call.cancelled is not never:
+            _current.call = None
+            self._watch.remove(self._call)
+
+
+_current = threading.local()
+
+
+class _Http(HTTPConnection):
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        _noted(self)
+        super().request(*args, **kwargs)
+
+
+class _Https(HTTPSConnection):
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        _noted(self)
+        super().request(*args, **kwargs)
+
+
+def _noted(connection: HTTPConnection) -> None:
+    call: _Call | None = getattr(_current, "call", None)
+    if call is not None:
+        call.connection = connection
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Http
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Https
+
+
+def _make_pool(peer: Peer | None, proxy: str | None) -> urllib3.PoolManager:
+    common: dict[str, Any] = {
+        "num_pools": 64,
+        "maxsize": _KEEP_IDLE,
+        "block": False,
+        "blocksize": CHUNK,
+        "socket_options": _KEEP_ALIVE,
+        "retries": False,
+    }
+    if peer is not None:
+        common["ssl_context"] = context_for(peer)
+        if peer.insecure:
+            common |= {"cert_reqs": "CERT_NONE", "assert_hostname": False}
+    if proxy is None:
+        manager = urllib3.PoolManager(**common)
+    else:
+        manager = urllib3.ProxyManager(proxy, proxy_headers=_proxy_headers(proxy), **common)
+    manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+    return manager
+
+
+def _proxy_headers(proxy: str) -> urllib3.HTTPHeaderDict | dict[str, str]:
+    parts = urlsplit(proxy)
+    if parts.username is None:
+        return {}
+    return urllib3.make_headers(proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}")
+
+
+def _proxies(environment: Mapping[str, str] | None) -> dict[str, str]:
+    if environment is None:
+        return getproxies_environment()
+    lower = {k.lower(): v for k, v in environment.items() if v}
+    return {k.removesuffix("_proxy"): v for k, v in lower.items() if k.endswith("_proxy")}
+
+
+def _trust(peer: Peer) -> tuple[object, ...]:
+    return (peer.insecure, peer.ca, peer.keypairs, peer.directories)

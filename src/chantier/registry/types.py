@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values and protocols of the room's border."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from chantier.spec import Descriptor, Digest
+
+
+class Credentials(Protocol):
+    """Of one host. An empty `username` with a `secret` is an identity (refresh) token."""
+
+    @property
+    def username(self) -> str: ...
+    @property
+    def secret(self) -> str: ...
+
+
+CredentialsFor = Callable[[str], Credentials | None]
+"""Asked with a host (`registry-1.docker.io`, `mirror.test:5000`); may wait for a peer. None: anonymous."""
+
+TokenFor = Callable[[str, str, str, Sequence[str]], str | None]
+"""Asked with host, realm, service, scopes: a bearer token the client fetched, or None where it leaves that to us."""
+
+Cancelled = Callable[[], bool]
+
+
+def never() -> bool:
+    return False
+
+
+def anonymous(host: str) -> Credentials | None:
+    return None
+
+
+class BlobWriter(Protocol):
+    """Where a blob goes: `store.Writer`. `digest` is of all bytes so far; `restart` drops them."""
+
+    @property
+    def offset(self) -> int: ...
+    def write(self, data: bytes, /) -> object: ...
+    def digest(self) -> Digest: ...
+    def restart(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What a reference names now. `data` is the manifest itself where it had to be fetched to know its digest."""
+
+    descriptor: Descriptor
+    host: str
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """How a blob came: the host that served its last byte, bytes received, seconds, and how often it broke off."""
+
+    host: str
+    received: int
+    seconds: float
+    resumed: int = 0
