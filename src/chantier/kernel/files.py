@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
+from contextlib import suppress
 
 FICLONE = 0x40049409  # linux/fs.h, _IOW(0x94, 9, int)
 WHITEOUT_DEV = os.makedev(0, 0)
@@ -121,6 +123,50 @@ def mknod(path: Path, mode: int, device: int = 0, *, dir_fd: int | None = None) 
 def utimens(path: Path, atime_ns: int, mtime_ns: int, *, dir_fd: int | None = None) -> None:
     """utimensat(2) with AT_SYMLINK_NOFOLLOW."""
     os.utime(path, ns=(atime_ns, mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
+
+
+_DEEP = 200  # below it, directories are moved up instead of descended into: neither stack nor descriptors run out
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def remove_tree(path: Path, *, dir_fd: int | None = None) -> None:
+    """Delete a directory and all below it, however deep; what somebody else deletes meanwhile is fine.
+
+    Follows no link, crosses no file systems but mounted ones (those are EBUSY).
+    """
+    try:
+        top = os.open(path, _OPEN_DIR, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return
+    try:
+        while _empty(top, top, 0):
+            pass  # what lay too deep was moved to the top: once more
+    finally:
+        os.close(top)
+    with suppress(FileNotFoundError):
+        os.rmdir(path, dir_fd=dir_fd)
+
+
+def _empty(fd: int, top: int, depth: int) -> bool:
+    """Delete what is in a directory; True if something deep was moved to `top` instead."""
+    moved = False
+    with os.scandir(fd) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_dir in found:
+        with suppress(FileNotFoundError):
+            if not is_dir:
+                os.unlink(name, dir_fd=fd)
+            elif depth >= _DEEP:
+                os.rename(name, f".chantier-{secrets.token_hex(8)}", src_dir_fd=fd, dst_dir_fd=top)
+                moved = True
+            else:
+                below = os.open(name, _OPEN_DIR, dir_fd=fd)
+                try:
+                    moved = _empty(below, top, depth + 1) or moved
+                finally:
+                    os.close(below)
+                os.rmdir(name, dir_fd=fd)
+    return moved
 
 
 def is_whiteout(info: os.stat_result) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from chantier import kernel
 from chantier.errors import NotFoundError, StoreError
 from chantier.spec import new_id
 from chantier.store.db import Db
@@ -87,7 +87,7 @@ class Names:
                 yield place, None if above is None else self.fs(above)
                 self._insert(key, identity, parent)
             except BaseException:
-                shutil.rmtree(place, ignore_errors=True)
+                delete_tree(place)
                 raise
 
     def _insert(self, key: str, identity: str, parent: str | None) -> None:
@@ -197,7 +197,8 @@ def _gone_is_fine() -> Iterator[None]:
 
 def delete_tree(path: Path) -> None:
     """Delete a tree that another process may be deleting too; what cannot be deleted now stays for the next recover()."""
-    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        kernel.remove_tree(path)
 
 
 def measure(directory: Path) -> Usage:
