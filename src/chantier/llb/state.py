@@ -113,7 +113,7 @@ class State:
         hostname: str | None = None,
         secrets: Iterable[Secret] = (),
         ssh: Iterable[Ssh] = (),
-        hosts: Mapping[str, str] | None = None,
+        hosts: Iterable[tuple[str, str]] = (),
         ulimits: Iterable[Ulimit] = (),
         cgroup_parent: str | None = None,
         proxy: Proxy | None = None,
@@ -138,7 +138,7 @@ class State:
             sec=security or base.sec,
             host_name=base.host_name if hostname is None else hostname,
             cgroup=base.cgroup if cgroup_parent is None else cgroup_parent,
-            extra_hosts=(*base.extra_hosts, *(hosts or {}).items()),
+            extra_hosts=(*base.extra_hosts, *hosts),
             ulimits=(*base.ulimits, *ulimits),
         )
         own = constraints(how)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a frontend may ask of an engine, and what it answers with.
+
+`Bridge` is implemented by the embedded engine, by the daemon for its own builds, and by a client that runs a frontend
+itself. Nothing here runs a step by itself: `solve` gives a handle, and only reading from it makes the engine work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from chantier.pb import ops_pb2 as pb
+from chantier.progress import Warning
+from chantier.spec import Platform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedImage:
+    """`ref` may differ from what was asked (source policy); `digest` is that of the manifest or index."""
+
+    ref: str
+    digest: str
+    config: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OciStore:
+    """A content store of the client: where `oci-layout://` contexts are looked up."""
+
+    session: str
+    store: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceMeta:
+    """What is known of a git or HTTP source before its content is needed; None where it is not known."""
+
+    commit_object: bytes | None = None  # git: the raw commit
+    last_modified: int | None = None  # http: seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheImport:
+    type: str
+    attrs: Mapping[str, str]
+
+
+class SolvedRef(Protocol):
+    """A tree that the engine knows how to make. Reading makes it."""
+
+    async def read_file(self, path: str, *, offset: int = 0, length: int = 0) -> bytes:
+        """Length 0 is all. Raises NotFoundError("open PATH: no such file or directory")."""
+
+
+class Bridge(Protocol):
+    @property
+    def session_id(self) -> str: ...
+
+    @property
+    def platforms(self) -> Sequence[Platform]:
+        """Of the first worker, its own first."""
+
+    @property
+    def caps(self) -> frozenset[str]:
+        """LLB capabilities of the engine (protocol.md 5.3)."""
+
+    async def solve(
+        self, definition: pb.Definition, *, evaluate: bool = False, cache_imports: Sequence[CacheImport] = ()
+    ) -> SolvedRef:
+        """A handle on the definition's result; an empty definition is an empty tree."""
+
+    async def resolve_image(
+        self,
+        ref: str,
+        *,
+        platform: Platform | None = None,
+        mode: str = "default",
+        log_name: str = "",
+        store: OciStore | None = None,
+    ) -> ResolvedImage:
+        """Raises NotFoundError and the like with the text that follows `<name as written>: `."""
+
+    async def resolve_source(self, source: pb.SourceOp, *, log_name: str = "", return_object: bool = False) -> SourceMeta: ...
+
+    async def warn(self, warning: Warning) -> None: ...
+
+    async def forward(
+        self, source: str, cmdline: str, opts: Mapping[str, str], inputs: Mapping[str, pb.Definition]
+    ) -> FrontendResult:
+        """Run a frontend image (`gateway.v0`). Raises UnsupportedError where that cannot be done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attestation:
+    """A statement about a result, made by a frontend (protocol.md 1.5)."""
+
+    kind: str = "in-toto"
+    definition: pb.Definition | None = None
+    ref: SolvedRef | None = None
+    path: str = ""
+    predicate_type: str = ""
+    metadata: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendResult:
+    """What a frontend made. `refs` is keyed by platform id, or holds the single result under "".
+
+    `definitions` has the same keys. A subrequest has neither, only metadata (`result.json` and the like).
+    """
+
+    refs: Mapping[str, SolvedRef] = field(default_factory=dict)
+    definitions: Mapping[str, pb.Definition] = field(default_factory=dict)
+    metadata: Mapping[str, bytes] = field(default_factory=dict)
+    attestations: Mapping[str, Sequence[Attestation]] = field(default_factory=dict)
+    scan: Mapping[str, Mapping[str, pb.Definition]] = field(default_factory=dict)  # trees for an SBOM besides the result
+
+    @property
+    def multi(self) -> bool:
+        return "" not in self.definitions and bool(self.definitions)
+
+
+__all__ = [
+    "Attestation",
+    "Bridge",
+    "CacheImport",
+    "FrontendResult",
+    "OciStore",
+    "ResolvedImage",
+    "SolvedRef",
+    "SourceMeta",
+]
