@@ -64,7 +64,8 @@ def parse_flags(words: Sequence[str], known: Mapping[str, str]) -> Flags:
         name = shown[2:]
         kind = known.get(name)
         if kind is None:
-            raise DockerfileError(f"unknown flag: {shown}{hint(name, known)}")
+            takes = ", ".join(f"--{flag}" for flag in known) or "none"
+            raise DockerfileError(f"unknown flag: {shown}{hint(name, known)}", hint=f"flags of this instruction: {takes}")
         if name in texts or name in bools:
             raise DockerfileError(f"duplicate flag specified: {shown}")
         if kind == BOOL:

@@ -14,6 +14,7 @@ from typing import Final, TypedDict
 from chantier.errors import DockerfileError
 
 from . import lint as checks
+from .advice import advise
 from .flags import FLAGS, Flags, parse_flags
 from .gotext import SPACE, format_duration, parse_duration, quote
 from .heredoc import parse_word
@@ -59,7 +60,14 @@ def parse(data: bytes, filename: str = "Dockerfile", *, lint: Linter | None = No
 
     Findings of the rules that need no conversion go to `lint`, also those made before an error.
     """
-    lint = lint if lint is not None else Linter()
+    try:
+        return _parse(data, filename, lint if lint is not None else Linter())
+    except DockerfileError as err:
+        advise(err)
+        raise
+
+
+def _parse(data: bytes, filename: str, lint: Linter) -> Program:
     if not data:
         raise DockerfileError("the Dockerfile cannot be empty")
     tree = read(data, filename)

@@ -1,0 +1,2 @@
+FROM a
+ADD --chown=1 x

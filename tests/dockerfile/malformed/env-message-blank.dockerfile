@@ -1,0 +1,2 @@
+FROM a
+ENV Z=${K:?need k}

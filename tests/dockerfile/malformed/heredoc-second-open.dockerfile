@@ -1,0 +1,5 @@
+FROM a
+COPY <<A <<B /d/
+x
+A
+y

@@ -1,0 +1,9 @@
+FROM a
+# c
+RUN a \
+
+  b
+
+LABEL x=y \
+  z=w
+BOGUS

@@ -1,0 +1,5 @@
+FROM a
+ARG X
+RUN \
+  --mount=from=$X,target=/x \
+  true
