@@ -64,6 +64,7 @@ class ChantierError(Exception):
         self.hint = hint
         self.sources: list[Source] = []  # where in the user's files it came from, innermost first
         self.vertex: str | None = None  # digest of the vertex that failed
+        self.subject: tuple[str, int] | None = None  # ("file", action) or ("cache", input): which part of the vertex failed
 
     def __str__(self) -> str:
         return self.brief
@@ -196,6 +197,7 @@ class SolveError(ChantierError):
         if isinstance(cause, ChantierError):
             self.sources = list(cause.sources)
             self.vertex = cause.vertex
+            self.subject = cause.subject
             self.exit_code = cause.exit_code
             self.grpc_code = cause.grpc_code
             self.transient = cause.transient
