@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COPY, ADD, WORKDIR and their like: actions on trees (`pb.FileOp`).
+
+Actions form a graph of their own: each starts from an input or from another action's tree, and may be an output. A chain
+of actions works on one mutable tree; a tree that somebody else needs as it is gets committed first.
+
+The key is the actions with the directory part of copied sources left out: what is copied counts by its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chantier.cache.content import Selector, content_digest
+from chantier.errors import CancelledError_, ChantierError, NotFoundError, UsageError
+from chantier.layer.actions import (
+    Owner,
+    group_id,
+    make_directory,
+    make_file,
+    make_symlink,
+    remove,
+    user_ids,
+)
+from chantier.layer.copy import CopyOptions, copy_tree
+from chantier.llb.definition import LoadedVertex
+from chantier.pb import ops_pb2 as pb
+from chantier.snapshot import mounted
+from chantier.solver.types import CacheMap, Dep
+from chantier.spec import dumps, new_id
+from chantier.spec.glob import base_name, has_wildcards
+from chantier.spec.patterns import clean
+
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from chantier.cache import MutableRef, Ref
+    from chantier.solver.types import JobContext
+
+_TYPE = "chantier.file.v1"
+_NONE = -1
+
+
+class FileOp:
+    """Implements `solver.types.Op`."""
+
+    def __init__(self, vertex: LoadedVertex, worker: Worker) -> None:
+        self._worker = worker
+        self._name = vertex.name
+        self._actions = list(vertex.op.file.actions)
+        self._inputs = len(vertex.inputs)
+
+    def acquire(self) -> AbstractAsyncContextManager[None]:
+        return self._worker.slot()
+
+    async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
+        selectors, written = self._selectors()
+        whole = {"Type": _TYPE, "Actions": [self._keyed(action, written) for action in self._actions]}
+        detail = dumps(whole)
+        deps = tuple(self._dep(selectors.get(i, []) if i not in written else []) for i in range(self._inputs))
+        return CacheMap(digest="sha256:" + hashlib.sha256(detail).hexdigest(), deps=deps, detail=detail), True
+
+    async def run(self, job: JobContext, inputs: Sequence[Ref | None]) -> Sequence[Ref | None]:
+        outputs = _outputs(self._actions)
+
+        def work(cancelled: Callable[[], bool]) -> list[Ref | None]:
+            with _Run(self._worker, self._name, self._actions, inputs, cancelled) as run:
+                return run.results(outputs)
+
+        return await self._worker.threaded(work)
+
+    # -- the key
+
+    def _selectors(self) -> tuple[dict[int, list[Selector]], set[int]]:
+        """What is read of each input, and which inputs are written on: those count by how they were made."""
+        selectors: dict[int, list[Selector]] = {}
+        written: set[int] = set()
+        for action in self._actions:
+            if action.input != _NONE and action.input < self._inputs:
+                written.add(action.input)
+            kind = action.WhichOneof("action")
+            subject = getattr(action, kind) if kind else None
+            if subject is not None and kind != "rm" and subject.HasField("owner"):
+                for named, path in ((subject.owner.user, "/etc/passwd"), (subject.owner.group, "/etc/group")):
+                    if named.WhichOneof("user") == "byName" and 0 <= named.byName.input < self._inputs:
+                        selectors.setdefault(named.byName.input, []).append(Selector(path=path, follow_links=True))
+            if kind == "copy" and 0 <= action.secondaryInput < self._inputs:
+                selectors.setdefault(action.secondaryInput, []).append(_selector(action.copy))
+        return selectors, written
+
+    def _keyed(self, action: pb.FileAction, written: set[int]) -> list[Any]:
+        counted = pb.FileAction()
+        counted.CopyFrom(action)
+        if counted.WhichOneof("action") == "copy" and 0 <= action.secondaryInput < self._inputs:
+            if action.secondaryInput not in written:
+                counted.copy.src = base_name(counted.copy.src)
+        # Protobuf's own bytes are canonical for a message without maps; the indexes of the action are part of them.
+        return [b64encode(counted.SerializeToString(deterministic=True)).decode()]
+
+    def _dep(self, selectors: list[Selector]) -> Dep:
+        if not selectors:
+            return Dep(prepare=self._realise)
+        selectors = dedupe(selectors)
+        paths = sorted((s.path.encode("utf-8", "surrogateescape") for s in selectors), reverse=True)
+        return Dep(
+            selector="sha256:" + hashlib.sha256(b"\0".join(paths)).hexdigest(),
+            content=content_key(self._worker, selectors),
+            prepare=self._realise,
+        )
+
+    async def _realise(self, job: JobContext, ref: Ref | None) -> None:
+        if ref is not None and ref.lazy:
+            await self._worker.threaded(lambda cancelled: ref.realise(step=job.step, sessions=job.sessions, cancelled=cancelled))
+
+
+def content_key(worker: Worker, selectors: Sequence[Selector]) -> Callable[[Any, Any], Awaitable[str]]:
+    """The slow key of an input: the digest of what the selectors take of it. Also used by steps, for their mounts."""
+
+    async def key(job: JobContext, ref: Ref | None) -> str:
+        try:
+            return await worker.threaded(
+                lambda cancelled: content_digest(ref, selectors, step=job.step, sessions=tuple(job.sessions), cancelled=cancelled)
+            )
+        except CancelledError_:
+            raise
+        except ChantierError as err:
+            if ref is None:
+                raise
+            kind = NotFoundError if isinstance(err, NotFoundError) else ChantierError
+            raise kind(
+                f"failed to calculate checksum of ref {worker_id(worker)}::{ref.id}: {err}", detail=err.detail, hint=err.hint
+            ) from err
+
+    return key
+
+
+def worker_id(worker: Worker) -> str:
+    """What stands before `::` in the id of a result, as clients print it."""
+    return str(worker.extra.setdefault("id", new_id()))
+
+
+def dedupe(selectors: Sequence[Selector]) -> list[Selector]:
+    """Without what other selectors cover, in the order of paths."""
+    plain = sorted({s for s in selectors if not s.filtered and not s.required}, key=lambda s: (s.follow_links, s.path))
+    kept: list[Selector] = []
+    for selector in plain:
+        last = kept[-1] if kept else None
+        covered = (
+            last is not None
+            and last.follow_links == selector.follow_links
+            and selector.path.startswith(last.path.rstrip("/") + "/")
+        )
+        if not covered:
+            kept.append(selector)
+    kept += dict.fromkeys(s for s in selectors if s.filtered or s.required)
+    return sorted(kept, key=lambda s: s.path)
+
+
+def _selector(copy: pb.FileActionCopy) -> Selector:
+    return Selector(
+        path=clean("/" + copy.src),
+        wildcard=copy.allowWildcard and has_wildcards(copy.src),
+        follow_links=copy.followSymlink,
+        include=tuple(copy.include_patterns),
+        exclude=tuple(copy.exclude_patterns),
+        required=tuple(copy.required_paths),
+    )
+
+
+def _outputs(actions: Sequence[pb.FileAction]) -> list[int]:
+    """The action behind each output."""
+    found = {action.output: i for i, action in enumerate(actions) if action.output != _NONE}
+    for number in range(len(found)):
+        if number not in found:
+            raise UsageError(f"missing output index {number}")
+    return [found[number] for number in range(len(found))]
+
+
+class _Tree:
+    """What an action made: mutable while only the chain it belongs to needs it, then a Ref."""
+
+    def __init__(self, mutable: MutableRef | None = None, ref: Ref | None = None) -> None:
+        self.mutable = mutable
+        self.ref = ref
+        self.mount = ExitStack()
+        self.root: Path | None = None
+
+    def open(self) -> Path | None:
+        """The tree as a directory; None for the empty tree."""
+        if self.root is None:
+            mounts = self.mutable.mounts() if self.mutable is not None else self.ref.mounts() if self.ref is not None else None
+            if mounts is not None:
+                self.root = self.mount.enter_context(mounted(mounts, readonly=self.mutable is None))
+        return self.root
+
+    def commit(self) -> None:
+        if self.mutable is not None:
+            self.close()
+            self.ref, self.mutable = self.mutable.commit(), None
+
+    def close(self) -> None:
+        self.root = None
+        self.mount.close()
+
+
+class _Run:
+    """One run of a FileOp, in a worker thread. Leaving it drops all that was not handed out."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        name: str,
+        actions: Sequence[pb.FileAction],
+        inputs: Sequence[Ref | None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._cache = worker.cache
+        self._name = name
+        self._actions = actions
+        self._count = len(inputs)
+        self._inputs = [_Tree(ref=ref) for ref in inputs]
+        self._made: dict[int, _Tree] = {}
+        self._cancelled = cancelled
+        self._shared = _shared(actions, len(inputs))
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for tree in self._inputs:
+            tree.close()
+        for tree in self._made.values():
+            tree.close()
+            if tree.mutable is not None:
+                tree.mutable.release()
+            if tree.ref is not None:
+                tree.ref.release()
+
+    def results(self, outputs: Sequence[int]) -> list[Ref | None]:
+        found: list[Ref | None] = []
+        for action in outputs:
+            ref = self._action(action).ref
+            found.append(ref.clone() if ref is not None else None)
+        return found
+
+    def _tree(self, index: int) -> _Tree:
+        if index == _NONE:
+            return _Tree()
+        if not _NONE < index < self._count + len(self._actions):
+            raise UsageError(f"invalid input index {index}, {self._count} provided")
+        return self._inputs[index] if index < self._count else self._action(index - self._count)
+
+    def _action(self, number: int) -> _Tree:
+        if number not in self._made:
+            action = self._actions[number]
+            if any(index - self._count >= number for index in (action.input, action.secondaryInput)):
+                raise UsageError(f"invalid action {number}: it needs a later one")
+            try:
+                self._made[number] = self._perform(number, action)
+            except ChantierError as err:
+                err.subject = err.subject or ("file", number)
+                raise
+        return self._made[number]
+
+    def _perform(self, number: int, action: pb.FileAction) -> _Tree:
+        if self._cancelled():
+            raise CancelledError_
+        base = self._tree(action.input)
+        source = self._tree(action.secondaryInput) if action.WhichOneof("action") == "copy" else _Tree()
+        owner = self._owner(action)
+        if base.mutable is not None:  # the chain goes on
+            tree, base.mutable = _Tree(mutable=base.mutable), None
+            base.close()
+        else:
+            tree = _Tree(mutable=self._cache.new(base.ref, description=self._name))
+        try:
+            root = tree.open()
+            assert root is not None
+            _act(action, root, source.open(), owner, self._cancelled)
+            if number in self._shared:
+                tree.commit()
+        except BaseException:
+            tree.close()
+            if tree.mutable is not None:
+                tree.mutable.release()
+            raise
+        return tree
+
+    def _owner(self, action: pb.FileAction) -> Owner | None:
+        """Names are looked up in the tree they point at, before the action changes it."""
+        kind = action.WhichOneof("action")
+        subject = getattr(action, kind) if kind and kind != "rm" else None
+        if subject is None or not subject.HasField("owner"):
+            return None
+        uid = gid = 0
+        user, group = subject.owner.user, subject.owner.group
+        if user.WhichOneof("user") == "byID":
+            uid = gid = user.byID
+        elif user.WhichOneof("user") == "byName":
+            uid, gid = self._named("user", user.byName, user_ids) or (0, 0)
+        if group.WhichOneof("user") == "byID":
+            gid = group.byID
+        elif group.WhichOneof("user") == "byName":
+            found = self._named("group", group.byName, group_id)
+            gid = gid if found is None else found
+        return uid, gid
+
+    def _named(self, what: str, named: pb.NamedUserOpt, look: Callable[[Path, str], Any]) -> Any:
+        if named.input < 0:
+            raise UsageError(f"invalid {what} index: {named.input}")
+        root = self._tree(named.input).open()
+        return look(root, named.name) if root is not None else None
+
+
+def _shared(actions: Sequence[pb.FileAction], inputs: int) -> set[int]:
+    """Actions whose tree is needed as it is: outputs, sources of copies, and starts of more than one other action."""
+    shared = {i for i, action in enumerate(actions) if action.output != _NONE}
+    started: set[int] = set()
+    for action in actions:
+        if action.input >= inputs:
+            number = action.input - inputs
+            (shared if number in started else started).add(number)
+        if action.WhichOneof("action") == "copy" and action.secondaryInput >= inputs:
+            shared.add(action.secondaryInput - inputs)
+        kind = action.WhichOneof("action")
+        subject = getattr(action, kind) if kind and kind != "rm" else None
+        if subject is not None and subject.HasField("owner"):
+            for named in (subject.owner.user, subject.owner.group):
+                if named.WhichOneof("user") == "byName" and named.byName.input >= inputs:
+                    if named.byName.input != action.input:
+                        shared.add(named.byName.input - inputs)
+    return shared
+
+
+def _act(action: pb.FileAction, root: Path, source: Path | None, owner: Owner | None, cancelled: Callable[[], bool]) -> None:
+    kind = action.WhichOneof("action")
+    if kind == "copy":
+        copy = action.copy
+        copy_tree(source, copy.src, root, copy.dest, _copy_options(copy, owner), cancelled=cancelled)
+    elif kind == "mkdir":
+        directory = action.mkdir
+        make_directory(
+            root,
+            directory.path,
+            directory.mode,
+            parents=directory.makeParents,
+            owner=owner,
+            time_ns=_time(directory.timestamp),
+        )
+    elif kind == "mkfile":
+        file = action.mkfile
+        make_file(root, file.path, file.mode, file.data, owner=owner, time_ns=_time(file.timestamp))
+    elif kind == "symlink":
+        link = action.symlink
+        make_symlink(root, link.oldpath, link.newpath, owner=owner, time_ns=_time(link.timestamp))
+    elif kind == "rm":
+        remove(root, action.rm.path, missing_ok=action.rm.allowNotFound, wildcard=action.rm.allowWildcard)
+    else:
+        raise UsageError(f"unknown action type {kind}")
+
+
+def _copy_options(copy: pb.FileActionCopy, owner: Owner | None) -> CopyOptions:
+    return CopyOptions(
+        include=tuple(copy.include_patterns),
+        exclude=tuple(copy.exclude_patterns),
+        required=tuple(copy.required_paths),
+        dir_contents=copy.dirCopyContents,
+        follow_links=copy.followSymlink,
+        create_dest_path=copy.createDestPath,
+        wildcard=copy.allowWildcard,
+        empty_wildcard=copy.allowEmptyWildcard,
+        unpack=copy.attemptUnpackDockerCompatibility,
+        owner=owner,
+        mode=copy.mode if copy.mode != _NONE else None,
+        mode_text=copy.modeStr,
+        time_ns=_time(copy.timestamp),
+        replace=copy.alwaysReplaceExistingDestPaths,
+    )
+
+
+def _time(timestamp: int) -> int | None:
+    return None if timestamp == -1 else timestamp
+
+
+__all__ = ["FileOp", "content_key", "dedupe", "worker_id"]
