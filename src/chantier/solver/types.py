@@ -41,7 +41,7 @@ class Vertex:
 
     digest: str
     name: str
-    inputs: tuple[Edge, ...]
+    inputs: tuple[Edge, ...] = field(repr=False)  # a deep graph would not print
     sys: Any  # what the resolver turns into an Op: a pb.Op with its platform, or an integer in tests
     ignore_cache: bool = False
     export_cache: bool | None = None
@@ -53,7 +53,10 @@ class JobContext(Protocol):
     """What an operation may use while it works; shared by all builds that wait for the same vertex."""
 
     step: Step  # report statuses and logs of this vertex here
-    sessions: Sequence[Any]  # sessions of all builds that want the vertex, first asked first (session.Session in the engine)
+
+    @property
+    def sessions(self) -> Sequence[Any]:
+        """Sessions of all builds that want the vertex now, first asked first (session.Session in the engine)."""
 
 
 ContentKey = Callable[[Any, Any], Awaitable[str]]
@@ -73,6 +76,7 @@ class Dep:
 class CacheMap:
     digest: str  # `random:…` instead of `sha256:…`: never saved, never exported
     deps: tuple[Dep, ...] = ()
+    detail: bytes = b""  # what `digest` was made of, kept with the key so that a later miss can say what changed
 
 
 class Op(Protocol[R]):
@@ -102,7 +106,8 @@ class CacheRecord:
     key: str
     result: str
     created_at: int  # nanoseconds
-    priority: int = 0
+    priority: int = 0  # among equally new records the lowest is taken
+    source: int = 0  # which of several combined key stores holds it, 0 for the main one
 
 
 class ResultStore(Protocol[R]):

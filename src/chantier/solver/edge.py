@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Active edges: how one output of a vertex climbs from its definition key over content keys to a result.
+
+Three flights, each asked for only when the one before did not settle it:
+
+    fast   keys that follow from definitions alone: own cache map, fast keys of the inputs, stored links
+    slow   more keys: for inputs by which nothing was found, first their own slow keys, then the content of their result;
+           inputs by which something was found wait meanwhile
+    done   the result: a record of a key that was found, the result of an equal active edge, or a run
+
+After a content key found what the definition keys did not, links from these are stored, so that next time `fast` is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from chantier.errors import ChantierError
+
+from .explain import explain_miss
+from .flight import Flight, gather
+from .keys import DETAIL_LIMIT, Keep, KeyInfo, Link, content_key_id, fresh_key_id, is_volatile, key_id
+from .types import CacheRecord, Dep
+
+if TYPE_CHECKING:
+    from .vertex import ActiveVertex
+
+_PLAIN = Dep()
+_FAST, _SLOW, _SPENT = range(3)
+
+
+class Probe:
+    """What is known by one input: the keys it has, and the keys of ours that they lead to."""
+
+    __slots__ = ("_asked", "_known", "candidates", "content", "content_link", "dep", "edge", "index", "level", "link")
+
+    def __init__(self, index: int, edge: ActiveEdge, dep: Dep, op: str) -> None:
+        self.index = index
+        self.edge = edge
+        self.dep = dep
+        self.link = Link(index, op, dep.selector)
+        self.content_link = Link(index, op) if dep.selector else self.link
+        self.level = _FAST
+        self.content = ""  # the content key, once known
+        self.candidates: dict[str, int] = {}  # key -> number of the store it was found in
+        self._asked: set[str] = set()
+        self._known: set[tuple[str, str]] = set()
+
+    def parents(self) -> Iterator[str]:
+        """Stored keys of the input that may be probed with."""
+        if not self.edge.opaque:
+            yield from self.edge.matched
+        if self.content:
+            yield self.content
+
+    def ways(self) -> list[tuple[str, Link]]:
+        """All ways by which an equal edge is found among the active ones."""
+        ways = [(key, self.link) for key in self.edge.exported()]
+        if self.content:
+            ways.append((self.content, self.content_link))
+        return ways
+
+    def kept(self) -> list[tuple[str, Link]]:
+        """Links to store with a result of ours: from all lasting keys of the input's result."""
+        links = [(key, self.link) for key, source in self.edge.matched.items() if source == 0]
+        if self.content:
+            links.append((self.content, self.content_link))
+        return links
+
+    def missing(self, key: str) -> list[tuple[str, Link]]:
+        """Of `kept`, what does not lead to this key yet."""
+        return [pair for pair in self.kept() if (pair[0], key) not in self._known]
+
+    def look(self, edge: ActiveEdge) -> None:
+        """Follow the links of keys that were not asked for yet."""
+        store = edge.vertex.store
+        for parent in self.parents():
+            if parent not in self._asked:
+                self._asked.add(parent)
+                for key, source in store.found((parent,), self.content_link if parent == self.content else self.link).items():
+                    self.candidates.setdefault(key, source)
+                    self._known.add((parent, key))
+
+
+class ActiveEdge:
+    """One output of an active vertex."""
+
+    __slots__ = (
+        "_done",
+        "_fast",
+        "_linked",
+        "_slow",
+        "_tried",
+        "_unique",
+        "gone",
+        "has_result",
+        "index",
+        "matched",
+        "merged_into",
+        "names",
+        "op_key",
+        "opaque",
+        "owned",
+        "probes",
+        "registered",
+        "result",
+        "roots",
+        "vertex",
+    )
+
+    def __init__(self, vertex: ActiveVertex, index: int) -> None:
+        self.vertex = vertex
+        self.index = index
+        self.op_key = ""
+        self.probes: list[Probe] = []
+        self.roots: list[str] = []  # keys of a source, the cheap one first
+        self.matched: dict[str, int] = {}  # lasting keys -> number of the store that has them
+        self.names: set[str] = set()  # keys in memory, see ActiveIndex
+        self.registered: set[tuple[tuple[str, Link], str]] = set()
+        self.owned: set[str] = set()
+        self.opaque = vertex.ignoring  # its keys say nothing of its result: nothing is found by them
+        self.merged_into: ActiveEdge | None = None
+        self.result: Any = None
+        self.has_result = False
+        self.gone: CacheRecord | None = None
+        self._unique = ""
+        self._linked: set[str] = set()
+        self._tried: set[tuple[str, str, int]] = set()
+        self._fast: Flight | None = None
+        self._slow: Flight | None = None
+        self._done: Flight | None = None
+
+    @property
+    def fast(self) -> Flight:
+        if self._fast is None:
+            self._fast = Flight(self.vertex, "fast keys", self._find_fast)
+        return self._fast
+
+    @property
+    def slow(self) -> Flight:
+        if self._slow is None:
+            self._slow = Flight(self.vertex, "slow keys", self._find_slow)
+        return self._slow
+
+    @property
+    def done(self) -> Flight:
+        if self._done is None:
+            self._done = Flight(self.vertex, "result", self._finish)
+        return self._done
+
+    def flights(self) -> Iterator[Flight]:
+        for flight in (self._fast, self._slow, self._done):
+            if flight is not None:
+                yield flight
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for the result just now."""
+        return self._done is not None and bool(self._done.tasks)
+
+    @property
+    def lasting_keys(self) -> tuple[str, ...]:
+        """Keys of the result in the main store."""
+        return tuple(key for key, source in self.matched.items() if source == 0)
+
+    def exported(self) -> Iterator[str]:
+        """Keys by which those that use the result are told equal."""
+        if self.opaque:
+            self._unique = self._unique or "active:" + fresh_key_id()
+            yield self._unique
+            return
+        yield from self.matched
+        yield from self.names
+        yield from (key for key in self.roots if key not in self.matched)
+
+    def all_keys(self) -> Iterator[str]:
+        yield from self.matched
+        yield from self.names
+        yield from (key for key in self.roots if key not in self.matched)
+
+    # fast
+
+    async def _find_fast(self) -> None:
+        vertex = self.vertex
+        await gather((vertex.map_flight(0), *(edge.fast for edge in vertex.inputs)), self._fast)
+        if not vertex.inputs:
+            self._add_roots()
+            return
+        found = vertex.maps[0]
+        self.op_key = key_id(found.digest, self.index)
+        deps = found.deps or (_PLAIN,) * len(vertex.inputs)
+        self.probes = [Probe(i, edge, dep, self.op_key) for i, (edge, dep) in enumerate(zip(vertex.inputs, deps, strict=True))]
+        self._look()
+
+    def _add_roots(self) -> None:
+        for found in self.vertex.maps[len(self.roots) :]:
+            root = key_id(found.digest, self.index)
+            self.op_key = self.op_key or root
+            self.roots.append(root)
+            if not is_volatile(root):
+                self.matched[root] = 0
+
+    def _look(self) -> None:
+        """Look for keys with what is known of the inputs now."""
+        if not self.vertex.ignoring:
+            for probe in self.probes:
+                probe.look(self)
+            smallest = min((probe.candidates for probe in self.probes), key=len)
+            for key, source in smallest.items():
+                if key not in self.matched and all(key in probe.candidates for probe in self.probes):
+                    self.matched[key] = source
+            self._link()
+        if not self.matched:
+            self.vertex.solver.index.name(self)
+
+    def _link(self) -> None:
+        """Store links from the definition keys to what content keys found."""
+        if not any(probe.level for probe in self.probes):
+            return
+        for key, source in self.matched.items():
+            if source == 0 and key not in self._linked:
+                self._linked.add(key)
+                links = tuple(link for probe in self.probes for link in probe.missing(key))
+                if links:
+                    self.vertex.solver.writer.add(Keep(key=key, links=links))
+
+    # slow
+
+    async def _find_slow(self) -> None:
+        await gather((self.fast,), self._slow)
+        if not self.probes:
+            while not self.vertex.maps_done:
+                await gather((self.vertex.map_flight(len(self.vertex.maps)),), self._slow)
+            self._add_roots()
+            return
+        if self.vertex.ignoring:
+            return
+        while not self.matched and await self._escalate(self._slow):
+            pass
+
+    async def _escalate(self, by: Flight | None) -> bool:
+        """Learn one more thing of some inputs; False if there is nothing left that could find a key."""
+        lacking = [probe for probe in self.probes if not probe.candidates]
+        if any(probe.level == _SPENT for probe in lacking):
+            return False
+        todo = lacking or [probe for probe in self.probes if probe.level < _SPENT]
+        if not todo:
+            return False
+        flights = []
+        for probe in todo:
+            if probe.level == _FAST:
+                flights.append(probe.edge.slow)
+            elif probe.dep.content is not None:
+                flights.append(self.vertex.content_flight(probe.index))
+        await gather(flights, by)
+        for probe in todo:
+            probe.level += 1
+        self._take_content()
+        self._look()
+        return True
+
+    def _take_content(self) -> None:
+        for probe in self.probes:
+            digest = self.vertex.content_keys.get(probe.index)
+            if digest is not None and not probe.content:
+                probe.content = content_key_id(digest)
+                probe.level = _SPENT
+
+    # done
+
+    async def _finish(self) -> None:
+        await gather((self.fast,), self._done)
+        if self.has_result:
+            return
+        if self.merged_into is not None:
+            await self._follow(self.merged_into)
+        elif self.vertex.ignoring or not await self._find():
+            await self._run()
+
+    async def _find(self) -> bool:
+        """Get the result without work of our own, if a key leads to one."""
+        if await self._load("definition"):
+            return True
+        owner = self.vertex.solver.index.owner(self)
+        if owner is not None:
+            await self._follow(owner)
+            return True
+        await gather((self.slow,), self._done)
+        while not await self._load("content"):
+            if not self.probes or not await self._escalate(self._done):
+                return False
+        return True
+
+    async def _load(self, kind: str) -> bool:
+        """Take the best record that can still be loaded."""
+        if not self.matched:
+            return False
+        vertex, solver = self.vertex, self.vertex.solver
+        for record in vertex.store.records(tuple(self.matched)):
+            mark = (record.key, record.result, record.source)
+            if mark in self._tried:
+                continue
+            loaded, value = await solver.load(vertex.store, record)
+            self._tried.add(mark)
+            if not loaded:
+                self.gone = record
+                continue
+            self._set_result(value)
+            what = "source" if not self.probes else kind
+            origin = f" of {vertex.store.sources[record.source].name}" if record.source else ""
+            reason = f"{what} key matched record {record.result or 'of an empty result'}{origin}"
+            vertex.explain("hit", reason)
+            solver.skip_inputs(vertex)
+            vertex.cached(reason)
+            if record.source:
+                await self._adopt(record)
+            return True
+        return False
+
+    async def _adopt(self, record: CacheRecord) -> None:
+        """Bring a record of an import, and what leads to it, into the main store."""
+        vertex, solver = self.vertex, self.vertex.solver
+        result = "" if self.result is None else await solver.save(self.result)
+        own = CacheRecord(key=record.key, result=result, created_at=record.created_at)
+        solver.writer.add(*vertex.store.adopt(record.key, record.source), Keep(key=record.key, record=own))
+        self.matched[record.key] = 0
+
+    async def _follow(self, owner: ActiveEdge) -> None:
+        """Take the result of an equal edge."""
+        vertex, solver = self.vertex, self.vertex.solver
+        if self.merged_into is None:
+            self.merged_into = owner
+            vertex.merged.append(owner.vertex)
+            solver.index.merged(self, owner)
+            for job in vertex.jobs:
+                solver.join(job, owner.vertex)
+        await gather((owner.done,), self._done)
+        self._set_result(None if owner.result is None else owner.result.clone())
+        self.opaque = self.opaque or owner.opaque
+        self.names |= owner.names
+        if owner.lasting_keys:
+            self._keep_secondary(owner.lasting_keys)
+        self.matched.update(owner.matched)
+        reason = f"the same work as {owner.vertex.name}"
+        vertex.explain("merged", reason)
+        solver.skip_inputs(vertex)
+        vertex.cached(reason)
+
+    def _keep_secondary(self, keys: tuple[str, ...]) -> None:
+        """Our own inputs' keys lead to the owner's key from now on."""
+        links = [probe.kept() for probe in self.probes]
+        if links and all(links):
+            self.vertex.solver.writer.add(Keep(key=keys[0], links=tuple(link for some in links for link in some)))
+
+    async def _run(self) -> None:
+        vertex, solver = self.vertex, self.vertex.solver
+        await gather(
+            [vertex.content_flight(probe.index) if probe.dep.content is not None else probe.edge.done for probe in self.probes],
+            self._done,
+        )
+        if self.probes:
+            self._take_content()
+            self._look()
+            solver.index.name(self)
+        if not vertex.ignoring and await self._load("content"):
+            return
+        owner = solver.index.claim(self)
+        if owner is not None:
+            await self._follow(owner)
+            return
+        if vertex.outputs is None:
+            vertex.explanation = explain_miss(self)
+        await gather((vertex.exec_flight,), self._done)
+        outputs = vertex.outputs or ()
+        if self.index >= len(outputs):
+            raise vertex.failed(ChantierError(f"{vertex.name} has {len(outputs)} outputs, output {self.index} was asked for"))
+        value = outputs[self.index]
+        await self._save(value)
+        self._set_result(None if value is None else value.clone())
+
+    async def _save(self, value: Any) -> None:
+        """Keep the result under the key that these inputs already lead to, or under a new one."""
+        solver = self.vertex.solver
+        if not self.probes:
+            keys: list[tuple[str, tuple[tuple[str, Link], ...]]] = [(root, ()) for root in self.roots if not is_volatile(root)]
+        else:
+            links = [probe.kept() for probe in self.probes]
+            if not all(links):
+                return  # an input has no lasting key, so nobody could ever find this one
+            keys = [(self._lasting_key(), tuple(link for some in links for link in some))]
+        if not keys:
+            return
+        result = "" if value is None else await solver.save(value)
+        at = solver.clock()
+        for key, links_of_key in keys:
+            record = CacheRecord(key=key, result=result, created_at=at)
+            solver.writer.add(Keep(key=key, links=links_of_key, record=record, info=self._info(key, at)))
+            self.matched[key] = 0
+
+    def _lasting_key(self) -> str:
+        if lasting := self.lasting_keys:
+            return min(lasting)
+        found: set[str] | None = None
+        for probe in self.probes:
+            keys: set[str] = set()
+            for parent, link in probe.kept():
+                keys |= self.vertex.store.main.children((parent,), link)
+            found = keys if found is None else found & keys
+            if not found:
+                break
+        if found:
+            return min(found)
+        return min(self.names) if self.names and not self.vertex.ignoring else fresh_key_id()
+
+    def _info(self, key: str, at: int) -> KeyInfo:
+        vertex = self.vertex
+        detail = vertex.maps[0].detail
+        return KeyInfo(
+            id=key,
+            op=self.op_key,
+            name=vertex.name,
+            vertex=vertex.vertex.digest,
+            created_at=at,
+            detail=detail if len(detail) <= DETAIL_LIMIT else b"",
+        )
+
+    def _set_result(self, value: Any) -> None:
+        self.result = value
+        self.has_result = True
+
+    def release(self) -> None:
+        """Give back the result."""
+        self.vertex.solver.index.forget(self)
+        value, self.result, self.has_result = self.result, None, False
+        if value is not None:
+            value.release()
+
+
+__all__ = ["ActiveEdge", "Probe"]
