@@ -229,7 +229,7 @@ class BlobStore:
 
     def reindex(self) -> tuple[int, int]:
         """Make rows agree with files: returns how many were added and how many dropped."""
-        found = {digest: size for digest, size in self._files() if digest is not None}
+        found = dict(self.files())
         known = {info.digest: info.size for info in self.walk()}
         now = self._clock()
         with self._db.write() as cursor:
@@ -243,19 +243,15 @@ class BlobStore:
             cursor.executemany("INSERT OR IGNORE INTO blob (digest, size, created, touched) VALUES (?, ?, ?, ?)", new)
         return len(new), len(gone)
 
-    def _files(self) -> Iterator[tuple[Digest | None, int]]:
-        """Every file under blobs/: its digest (None if its name is none) and size."""
+    def files(self) -> Iterator[tuple[Digest, int]]:
+        """The digest and size of every file under blobs/, whether or not it is recorded."""
         for directory, _, names in os.walk(self._blobs):
+            algorithm = os.path.relpath(directory, self._blobs).partition("/")[0]
             for name in names:
-                algorithm = os.path.relpath(directory, self._blobs).partition("/")[0]
                 try:
-                    digest: Digest | None = Digest.parse(f"{algorithm}:{name}")
-                    size = os.stat(os.path.join(directory, name)).st_size
-                except FileNotFoundError:
+                    yield Digest.parse(f"{algorithm}:{name}"), os.stat(os.path.join(directory, name)).st_size
+                except (FileNotFoundError, ReferenceError_):  # just deleted, or no blob of ours
                     continue
-                except ReferenceError_:
-                    digest, size = None, 0
-                yield digest, size
 
     def _row(self, digest: str) -> tuple[int, str, int, int, str] | None:
         rows = self._db.read("SELECT size, media_type, created, touched, labels FROM blob WHERE digest = ?", (digest,))

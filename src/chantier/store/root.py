@@ -48,6 +48,7 @@ class Root:
         self.holds = Holds(db, process)
         self.blobs = BlobStore(path, db)
         self.warnings: tuple[str, ...] = ()
+        self.unclean = False  # a process died here since, or the database was lost: what depends on files is to be checked
         self._registration = registration
 
     @classmethod
@@ -97,6 +98,7 @@ class Root:
         for text in warnings:
             warn(text)
         root.warnings = tuple(warnings)
+        root.unclean = not clean
         return root
 
     def close(self) -> None:
