@@ -17,6 +17,7 @@ from chantier.op.worker import threaded
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter, Silent, Warning, step
 from chantier.snapshot import mounted
+from chantier.solver import Built
 from chantier.spec import Platform, Reference
 
 from .graph import to_edge
@@ -36,23 +37,23 @@ class EngineRef:
         self._bridge = bridge
         self._graph = graph
         self._edge = to_edge(graph, bridge.entitlements)
-        self._result: asyncio.Task[Ref | None] | None = None
+        self._result: asyncio.Task[Built | None] | None = None
 
     async def result(self) -> Ref | None:
         """The reference, which stays the bridge's; None for an empty tree. Errors carry the places of the definition."""
         if self._result is None:
             self._result = asyncio.create_task(self._build())
-        return await asyncio.shield(self._result)
+        built = await asyncio.shield(self._result)
+        return built.value if built is not None else None
 
-    async def _build(self) -> Ref | None:
+    async def _build(self) -> Built | None:
         if self._edge is None:
             return None
         try:
-            ref: Ref | None = await self._bridge.job.build(self._edge)
+            return await self._bridge.job.build(self._edge)
         except ChantierError as err:
             place(err, self._graph)
             raise
-        return ref
 
     async def read_file(self, path: str, *, offset: int = 0, length: int = 0) -> bytes:
         ref = await self.result()
@@ -66,8 +67,8 @@ class EngineRef:
             return
         self._result.cancel()
         done = (await asyncio.gather(self._result, return_exceptions=True))[0]
-        if isinstance(done, Ref):
-            done.release()
+        if isinstance(done, Built):
+            await threaded(lambda _: done.release())
 
 
 class EngineBridge:

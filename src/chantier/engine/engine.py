@@ -17,7 +17,7 @@ from chantier.op import Worker
 from chantier.op.image import ImageResolver
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter
-from chantier.registry import Registries
+from chantier.registry import Registries, Registry
 from chantier.snapshot import Native, Overlay, Snapshotter, overlay_works, recover_mounts
 from chantier.solver import Solver
 from chantier.spec import Platform, host_platform
@@ -44,7 +44,7 @@ class Engine:
 
     cache: Cache
     worker: Worker
-    solver: Solver[Any]
+    solver: Solver
     images: ImageResolver
 
     def __init__(self, root: Path, config: Config, *, allowed_entitlements: frozenset[str] | None = None) -> None:
@@ -70,7 +70,7 @@ class Engine:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
-        await self.solver.close()
+        await self.solver.aclose()
         if self.worker.runtime is not None:
             await self.worker.runtime.close()
         await asyncio.to_thread(self._close)
@@ -131,10 +131,11 @@ class Engine:
         self._root.close()
         self.registries.close()
 
-    def registry_for(self, sessions: Sequence[Any]) -> Any:
+    def registry_for(self, sessions: Sequence[Any]) -> Registry:
         """A registry client that uses the credentials of these sessions. To be called from any thread."""
         credentials = Credentials(self._loop, sessions)
-        return self.registries.client(credentials=credentials.of_host, token=credentials.token)
+        owner = str(getattr(sessions[0], "id", "")) if sessions else ""
+        return self.registries.open(credentials=credentials.of_host, token=credentials.token, owner=owner)
 
     async def source_meta(self, source: pb.SourceOp, sessions: Sequence[Any], *, return_object: bool) -> SourceMeta:
         from .meta import source_meta

@@ -10,7 +10,8 @@ from typing import Any
 
 from chantier.cache import LayerBlob, Ref
 from chantier.errors import UsageError
-from chantier.progress import Step
+from chantier.op.worker import threaded
+from chantier.progress import Step, Warning
 from chantier.spec import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -70,23 +71,15 @@ async def make_image(what: Exportable, options: ImageOptions, context: ExportCon
 
     Base layers that were never needed stay where they are: `Blob.layer.local` is false for them.
     """
-    if what.is_multi and any(a.kind.startswith("index") for a in options.annotations) is False and not what.refs:
-        raise UsageError("cannot export an image of no platform")
     with step.action("exporting layers"):
         platforms = what.platforms()
         made = await asyncio.gather(*(_layers(what.refs[p], options, context, step) for p, _ in platforms))
         epochs = [_epoch(what, platform, options) for platform, _ in platforms]
-        if options.rewrite_timestamp:
-            made = list(
-                await asyncio.gather(
-                    *(
-                        asyncio.to_thread(rewrite_layers, layers, epoch, _base_layers(what, p), options.compression, context)
-                        if epoch is not None
-                        else _same(layers)
-                        for (p, _), layers, epoch in zip(platforms, made, epochs, strict=True)
-                    )
-                )
-            )
+    if options.rewrite_timestamp:
+        made = [
+            await _rewritten(layers, epoch, _base_layers(what, p), options, context, step)
+            for (p, _), layers, epoch in zip(platforms, made, epochs, strict=True)
+        ]
     blobs: dict[Digest, Blob] = {}
     manifests: list[Descriptor] = []
     config_descriptor: Descriptor | None = None
@@ -159,26 +152,38 @@ def store_documents(image: Image, context: ExportContext) -> None:
     """Write configs and manifests into the blob store (layers are there, or lazy)."""
     for blob in image.blobs:
         if blob.data is not None:
-            with context.blobs.writer() as writer:
-                writer.write(blob.data)
-                writer.commit(blob.descriptor.digest, blob.descriptor.size)
+            context.blobs.put(blob.data, media_type=blob.descriptor.media_type)
 
 
-async def _same(layers: Sequence[LayerBlob]) -> Sequence[LayerBlob]:
-    return layers
+async def _rewritten(
+    layers: Sequence[LayerBlob],
+    epoch: int | None,
+    base: Sequence[str],
+    options: ImageOptions,
+    context: ExportContext,
+    step: Step,
+) -> Sequence[LayerBlob]:
+    if epoch is None:
+        step.warn(
+            Warning(vertex=step.digest, level=1, short=b"rewrite-timestamp is specified, but no source-date-epoch was found")
+        )
+        return layers
+    with step.action(f"rewriting layers with source-date-epoch {epoch}"):
+        return await threaded(lambda cancelled: rewrite_layers(layers, epoch, base, options.compression, context, cancelled))
 
 
 async def _layers(ref: Ref | None, options: ImageOptions, context: ExportContext, step: Step) -> Sequence[LayerBlob]:
     if ref is None:
         return ()
-    return await asyncio.to_thread(
-        ref.layers,
-        compression=options.compression.kind,
-        level=options.compression.level,
-        force=options.compression.force,
-        step=step,
-        sessions=context.sessions,
-        cancelled=context.cancelled,
+    return await threaded(
+        lambda cancelled: ref.layers(
+            compression=options.compression.kind,
+            level=options.compression.level,
+            force=options.compression.force,
+            step=step,
+            sessions=context.sessions,
+            cancelled=cancelled,
+        )
     )
 
 

@@ -60,7 +60,10 @@ class ImageOptions:
     @classmethod
     def parse(cls, attrs: Mapping[str, str]) -> ImageOptions:
         """Raises UsageError on a value that cannot be meant. Unknown attributes are the frontend's and are ignored."""
-        flag = lambda key, default=False: parse_bool(key, attrs[key]) if key in attrs else default  # noqa: E731
+
+        def flag(key: str, *, default: bool = False) -> bool:
+            return parse_bool(key, attrs[key]) if key in attrs else default
+
         kind = attrs.get("compression", "") or "gzip"
         if kind not in _COMPRESSIONS:
             raise UsageError(f"unsupported layer compression type {kind}", hint="use one of " + ", ".join(_COMPRESSIONS))
@@ -88,10 +91,10 @@ class ImageOptions:
 
 
 def parse_epoch(value: str | None) -> int | None:
-    if value in (None, ""):
+    if not value:
         return None
     try:
-        return int(value)  # type: ignore[arg-type]  # None is excluded above
+        return int(value)
     except ValueError as err:
         raise UsageError(f"invalid SOURCE_DATE_EPOCH: {value}", hint="give seconds since 1970 as an integer") from err
 

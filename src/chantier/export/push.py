@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
 
 from chantier.errors import ChantierError, RegistryError, UsageError
+from chantier.op.worker import threaded
 from chantier.progress import Step
 from chantier.spec import Reference
 
@@ -26,16 +28,17 @@ async def push_image(image: Image, name: str, options: ImageOptions, context: Ex
             raise UsageError(f"can't push tagged ref {ref} by digest", hint="leave out the tag, or push-by-digest")
     else:
         ref = ref.with_default_tag()
+    registry = context.registry.insecure() if options.insecure else context.registry
     try:
         with step.action("pushing layers"):
             documents = [b for b in image.blobs if b.data is not None and b.layer is None and _is_manifest(b)]
-            await _all(_push_blob(ref, blob, context, step) for blob in image.blobs if blob not in documents)
+            await _all(_push_blob(ref, blob, registry, context, step) for blob in image.blobs if blob not in documents)
         with step.action(f"pushing manifest for {_shown(ref, image)}"):
             for blob in documents:
                 target = (
                     ref if blob.descriptor.digest == image.root.digest and not options.push_by_digest else replace(ref, tag="")
                 )
-                await asyncio.to_thread(context.registry.push_manifest, target, blob.data, blob.descriptor.media_type)
+                await asyncio.to_thread(registry.push_manifest, target, blob.data, blob.descriptor.media_type)
     except ChantierError as err:
         if isinstance(err, RegistryError):
             err.brief = f"failed to push {ref}: {err.brief}"
@@ -43,7 +46,7 @@ async def push_image(image: Image, name: str, options: ImageOptions, context: Ex
         raise
 
 
-async def _push_blob(ref: Reference, blob: Blob, context: ExportContext, step: Step) -> None:
+async def _push_blob(ref: Reference, blob: Blob, registry: Any, context: ExportContext, step: Step) -> None:
     descriptor = blob.descriptor
     started = (
         step.status(f"pushing {descriptor.digest}", total=descriptor.size)
@@ -55,30 +58,29 @@ async def _push_blob(ref: Reference, blob: Blob, context: ExportContext, step: S
         if started is not None:
             step.status(f"pushing {descriptor.digest}", current=sent, total=descriptor.size, started=started)
 
-    def send() -> None:
+    def send(cancelled: Callable[[], bool]) -> None:
         mount_from = _repositories(blob, ref.domain)
-        if blob.layer is not None and blob.ref is not None and not blob.layer.local:
-            if context.registry.exists(ref, descriptor) or (
-                mount_from and context.registry.mount_blob(ref, descriptor, mount_from)
-            ):
-                return
-            blob.ref.fetch_blobs((blob.layer,), step=step, sessions=context.sessions, cancelled=context.cancelled)
         if blob.data is not None:
-            from io import BytesIO
-
             data = blob.data
-            context.registry.push_blob(ref, descriptor, lambda: BytesIO(data), cancelled=context.cancelled)
-        else:
-            context.registry.push_blob(
-                ref,
-                descriptor,
-                lambda: context.blobs.open(descriptor.digest),
-                mount_from=mount_from,
-                on_bytes=report,
-                cancelled=context.cancelled,
-            )
+            registry.push_blob(ref, descriptor, lambda: BytesIO(data), cancelled=cancelled)
+            return
+        if blob.ref is not None and blob.layer is not None and not blob.layer.local:
+            # The base image's bytes were never needed here: the registry may have them, or take them over from a neighbour.
+            if registry.exists(ref, descriptor, cancelled=cancelled):
+                return
+            if mount_from and registry.mount_blob(ref, descriptor, mount_from, cancelled=cancelled):
+                return
+            blob.ref.fetch_blobs(step=step, sessions=context.sessions, cancelled=cancelled)
+        registry.push_blob(
+            ref,
+            descriptor,
+            lambda: context.blobs.open(descriptor.digest),
+            mount_from=mount_from,
+            on_bytes=report,
+            cancelled=cancelled,
+        )
 
-    await asyncio.to_thread(send)
+    await threaded(send)
     if started is not None:
         step.status(f"pushing {descriptor.digest}", current=descriptor.size, total=descriptor.size, started=started, done=True)
 

@@ -4,23 +4,29 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from chantier.cache import Ref
-from chantier.errors import CancelledError_, UsageError
-from chantier.layer import write_tree
+from chantier.errors import CancelledError_, IntegrityError, UsageError
+from chantier.kernel import write_all
+from chantier.layer import Entry, encode, pack_diff
+from chantier.layer.header import DIRECTORY, HARDLINK
 from chantier.op.worker import threaded
 from chantier.progress import Step
 from chantier.session.types import FileSink
 from chantier.snapshot import mounted
 
 from .options import parse_bool, parse_epoch
+from .rewrite import TRAILER, rewrite_tar
 from .types import Exportable, ExportContext, Finalize, Response
 
 _QUEUED_CHUNKS = 16
+_CHUNK = 1 << 20
 
 
 class LocalExporter:
@@ -75,7 +81,7 @@ class TreeTarExporter:
                     prefix = platform.replace("/", "_") + "/" if split and platform else ""
                     async with _mounted(what.refs[platform], context, step) as root:
                         await _send_tree(sink, root, prefix, _epoch(what, platform, self._epoch), context)
-                await sink.write(bytes(1024))
+                await sink.write(TRAILER)
             except BaseException:
                 await sink.abort()
                 raise
@@ -127,10 +133,9 @@ def _open(ref: Ref | None, context: ExportContext, step: Step, cancelled: Callab
 
 
 async def _send_tree(sink: FileSink, root: Path, prefix: str, epoch: int | None, context: ExportContext) -> None:
-    """The tar is written by a thread; this passes on its chunks, never more than a few at once in memory."""
+    """The tar is written by threads; this passes on its chunks, never more than a few at once in memory."""
     chunks: queue.Queue[bytes | None] = queue.Queue(_QUEUED_CHUNKS)
-    loop = asyncio.get_running_loop()
-    failed = asyncio.Event()
+    failed = threading.Event()
 
     def put(chunk: bytes | None, cancelled: Callable[[], bool]) -> None:
         while not cancelled() and not failed.is_set():
@@ -142,13 +147,10 @@ async def _send_tree(sink: FileSink, root: Path, prefix: str, epoch: int | None,
         raise CancelledError_
 
     def produce(cancelled: Callable[[], bool]) -> None:
-        try:
-            write_tree(root, lambda data: put(bytes(data), cancelled), prefix=prefix, epoch=epoch, cancelled=cancelled)
-        finally:
-            if not cancelled() and not failed.is_set():
-                put(None, cancelled)
+        _pack_tree(root, prefix, epoch, lambda data: put(data, cancelled), cancelled)
+        put(None, cancelled)
 
-    producing = loop.create_task(threaded(produce))
+    producing = asyncio.ensure_future(threaded(produce))
     try:
         while (chunk := await asyncio.to_thread(_get, chunks, producing)) is not None:
             await sink.write(chunk)
@@ -160,10 +162,45 @@ async def _send_tree(sink: FileSink, root: Path, prefix: str, epoch: int | None,
     await producing
 
 
-def _get(chunks: queue.Queue[bytes | None], producing: asyncio.Task[None]) -> bytes | None:
+def _get(chunks: queue.Queue[bytes | None], producing: asyncio.Future[None]) -> bytes | None:
     while True:
         try:
             return chunks.get(timeout=0.2)
         except queue.Empty:
             if producing.done():
                 return None
+
+
+def _pack_tree(root: Path, prefix: str, epoch: int | None, out: Callable[[bytes], None], cancelled: Callable[[], bool]) -> None:
+    """The tree as a tar without an end marker: packed into a pipe by one thread, its headers changed by this one."""
+    read_end, write_end = os.pipe()
+    failure: list[BaseException] = []
+
+    def pack() -> None:
+        try:
+            with open(write_end, "wb", buffering=0) as pipe:
+                pack_diff((), (root,), lambda data: write_all(pipe.fileno(), data), plain=True, cancelled=cancelled)
+        except BaseException as err:  # handed to the thread that reads
+            failure.append(err)
+
+    def change(entry: Entry) -> Entry:
+        moved = entry._replace(name=prefix.encode() + entry.name)
+        if entry.type == HARDLINK:
+            moved = moved._replace(link=prefix.encode() + entry.link)
+        return moved if epoch is None else moved._replace(mtime_ns=epoch * 1_000_000_000)
+
+    packing = threading.Thread(target=pack, name="chantier-pack", daemon=True)
+    packing.start()
+    try:
+        with open(read_end, "rb", buffering=0) as pipe:
+            if prefix:
+                out(encode(Entry(prefix.rstrip("/").encode(), DIRECTORY, 0o755, mtime_ns=(epoch or 0) * 1_000_000_000)))
+            rewrite_tar(lambda: pipe.read(_CHUNK), out, change, cancelled=cancelled)
+    except IntegrityError:
+        packing.join()
+        if failure:
+            raise failure[0] from None
+        raise
+    packing.join()
+    if failure:
+        raise failure[0]

@@ -84,7 +84,7 @@ class ImageResolver:
         else:
             found = registry.resolve(ref)
             digest, media_type = found.descriptor.digest, found.descriptor.media_type
-            data = self._document(registry, ref, found.descriptor)
+            data = found.data or self._document(registry, ref, found.descriptor)
         document = parse_manifest(data, media_type)
         manifest_digest = digest
         if isinstance(document, Index):
