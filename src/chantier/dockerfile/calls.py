@@ -32,7 +32,9 @@ Convert = Callable[[Linter | None, bool], Awaitable[Converted]]
 """(linter, all_stages) -> the conversion for the first platform."""
 
 
-async def answer(request: str, source: SourceMap, target: str, convert: Convert, linter: Linter) -> FrontendResult:
+async def answer(
+    request: str, source: SourceMap, target: str, convert: Convert, make_linter: Callable[[], Linter]
+) -> FrontendResult:
     """Raises UnsupportedError for a question nobody knows."""
     if request == DESCRIBE:
         return describe()
@@ -41,7 +43,7 @@ async def answer(request: str, source: SourceMap, target: str, convert: Convert,
     if request == TARGETS:
         return targets(source.data, source.filename)
     if request == LINT:
-        return await lint(source, target, convert, linter)
+        return await lint(source, target, convert, make_linter)
     if request == CONVERT_LLB:
         return convert_llb((await convert(None, False)).definition)
     raise UnsupportedError(f"unsupported request {request}")
@@ -188,10 +190,12 @@ def _outline_text(value: Mapping[str, Any]) -> str:
 # lint
 
 
-async def lint(source: SourceMap, target: str, convert: Convert, linter: Linter) -> FrontendResult:
+async def lint(source: SourceMap, target: str, convert: Convert, make_linter: Callable[[], Linter]) -> FrontendResult:
     """The findings of the build checks; without a target, of every stage. An error of the build is part of the answer."""
     error: dict[str, Any] | None = None
+    linter = Linter()
     try:
+        linter = make_linter()
         await convert(linter, not target)
     except ChantierError as err:
         ranges = _merged([r for place in err.sources for r in place.ranges])

@@ -111,7 +111,7 @@ async def _answer(options: Options, contexts: Contexts, source: SourceMap) -> Fr
             all_stages=all_stages,
         )
 
-    return await answer(options.request, source, options.target, convert, linter_for(source.data, options))
+    return await answer(options.request, source, options.target, convert, lambda: linter_for(source.data, options))
 
 
 async def _build(options: Options, contexts: Contexts, source: SourceMap) -> FrontendResult:

@@ -78,15 +78,20 @@ class Platform:
 
         Raises ReferenceError_ with the text that was given.
         """
-        parts = text.split("/")
+        parts = text.split("/", 3)  # a fourth part is all of the rest: containerd names it so
         os_match = _OS_WITH_VERSION.match(parts[0])
-        if os_match is None or len(parts) > 3:
-            raise ReferenceError_(f'"{text}": unknown operating system or architecture: invalid argument')
+        if os_match is None:
+            raise ReferenceError_(
+                f'"{parts[0]}" is an invalid OS component of "{text}": OSAndVersion specifier component must match'
+                f' "^{_OS_WITH_VERSION.pattern[:-2]}$": invalid argument'
+            )
         for part in parts[1:]:
             if not _PART.match(part):
                 raise ReferenceError_(
                     f'"{part}" is an invalid component of "{text}": platform specifier component must match "^[A-Za-z0-9_.-]+$": invalid argument'
                 )
+        if len(parts) > 3:
+            raise ReferenceError_(f'"{text}": cannot parse platform specifier: invalid argument')
         name = _normalise_os(os_match[1])
         version = os_match[2] or ""
         features = tuple(f for f in (os_match[3] or "").split("+") if f)
