@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -252,3 +254,40 @@ def test_stripping_matches_the_definition(value: str, pattern: str) -> None:
     assert Lex().process_word(f"${{x##{pattern}}}", env) == (value[heads[-1] :] if heads else value)
     assert Lex().process_word(f"${{x%{pattern}}}", env) == (value[: tails[-1]] if tails else value)
     assert Lex().process_word(f"${{x%%{pattern}}}", env) == (value[: tails[0]] if tails else value)
+
+
+@given(st.text("ab\n", max_size=6), st.text("ab*?", min_size=1, max_size=4), st.booleans())
+@settings(max_examples=300)
+def test_replacing_matches_the_definition(value: str, pattern: str, everywhere: bool) -> None:
+    def longest(start: int) -> int:
+        ends = [end for end in range(start, len(value) + 1) if covers(pattern, value[start:end])]
+        return max(ends, default=-1)
+
+    out, at, last = "", 0, 0
+    while at <= len(value):
+        end = longest(at)
+        if end < 0:
+            at += 1
+            continue
+        out += value[last:at]
+        if end > last or at == 0:
+            out += "X"
+        last, at = end, max(at + 1, end)
+        if not everywhere:
+            break
+    out += value[last:]
+    slash = "//" if everywhere else "/"
+    assert Lex().process_word(f"${{x{slash}{pattern}/X}}", {"x": value}) == out
+
+
+def covers(pattern: str, text: str) -> bool:
+    return glob(pattern, text) and ("\n" not in text)
+
+
+def test_hostile_words_end_soon() -> None:
+    start = time.process_time()
+    assert Lex().process_word("${v##" + "*a" * 20 + "b}", {"v": "a" * 20_000}) == "a" * 20_000
+    assert Lex().process_word("${v//*a*a*b/x}", {"v": "a" * 5_000}) == "a" * 5_000
+    with pytest.raises(DockerfileError, match="nested too deeply"):
+        Lex().process_word("${a:-" * 12_000 + "}" * 12_000, {})
+    assert time.process_time() - start < 2

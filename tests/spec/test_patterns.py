@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -234,20 +235,51 @@ def test_the_matcher_agrees_with_the_model(patterns: list[str], paths: list[str]
         assert compiled.matches(path) == model_matches(patterns, path), (patterns, path)
 
 
+def model_walk(patterns: list[str], path: str) -> tuple[bool, list[bool]]:
+    """What a walk knows of a path: the answer, and for each pattern whether it was seen to hit here or above."""
+    above = path.rpartition("/")[0]
+    known = model_walk(patterns, above)[1] if above else [False] * len(patterns)
+    matched = False
+    for i, text in enumerate(patterns):
+        negated, pattern = text.startswith("!"), text.removeprefix("!")
+        if not known[i] and negated == matched:  # a pattern that could change nothing is not looked at
+            known[i] = model_hit(pattern, path)
+        if known[i]:
+            matched = not negated
+    return matched, known
+
+
 @given(st.lists(SIGNED, max_size=5), PATHS)
-@settings(max_examples=300)
-def test_a_walk_agrees_with_a_question(patterns: list[str], path: str) -> None:
+@settings(max_examples=400)
+def test_a_walk_agrees_with_its_model(patterns: list[str], path: str) -> None:
     compiled = Patterns(patterns)
     parts = path.split("/")
     state: Parents = ()
-    skipped = False
+    skipped = got = False
     for i in range(len(parts)):
         here = "/".join(parts[: i + 1])
         got, state = compiled.matches_in_walk(here, state)
-        if skipped:
-            assert compiled.matches(path)
+        assert got == model_walk(patterns, here)[0]
         skipped = skipped or (got and not compiled.may_return_below(here))
-    assert compiled.matches(path) == got
+    assert got or not skipped
+    if not any(p.startswith("!") for p in patterns):
+        assert got == compiled.matches(path)
+
+
+@given(st.lists(st.sampled_from(["*", "**/", "a", "?", "/", "[ab]", "**"]), min_size=4, max_size=14).map("".join), PATHS)
+@settings(max_examples=400)
+def test_the_machine_agrees_with_the_expression(text: str, path: str) -> None:
+    pattern = Patterns([text.strip("/") or "*"]).all[0]
+    if pattern.machine is not None and pattern.regex is not None:
+        assert pattern.machine.covers(path) == (pattern.regex.match(path) is not None)
+
+
+def test_many_stars_take_no_time() -> None:
+    start = time.process_time()
+    assert not Patterns(["*a" * 30 + "b"]).matches("a" * 255)
+    assert not Patterns(["**/a/" * 10 + "b"]).matches("a/" * 200 + "c")
+    assert not Patterns(["[a?*]*" * 6 + "x"]).matches("a" * 255)
+    assert time.process_time() - start < 1
 
 
 @given(st.lists(st.text("ab/*?[]^\\!-. é", max_size=8), max_size=4), st.text("ab/*", min_size=1, max_size=8))

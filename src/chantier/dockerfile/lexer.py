@@ -200,8 +200,8 @@ def _may_hold_heredoc(node: Node, line: str) -> bool:
     return inner.name in _HEREDOC_USERS and not inner.is_json
 
 
-def make_node(line: str, escape: str) -> Node:
-    """Cut one logical line: keyword, flags, arguments in the shape the instruction wants."""
+def make_node(line: str, escape: str, *, inner: bool = False) -> Node:
+    """Cut one logical line: keyword, flags, arguments in the shape the instruction wants; `inner` for a trigger."""
     keyword, _, rest = _partition_blanks(line.strip(SPACE))
     flags, args = split_flags(rest, escape) if rest else ((), "")
     name = keyword.lower()
@@ -210,7 +210,9 @@ def make_node(line: str, escape: str) -> Node:
     if shape == "pairs":
         return replace(node, pairs=_pairs(args, name.upper(), escape))
     if shape == "trigger":
-        return replace(node, child=make_node(args, escape)) if args else node
+        if inner or not args:  # an ONBUILD in an ONBUILD is refused, whatever it holds
+            return node
+        return replace(node, child=make_node(args, escape, inner=True))
     if shape == "health":
         return _health(node, args)
     words, is_json = _words(shape, args, escape)

@@ -89,7 +89,7 @@ def _parse(data: bytes, filename: str, lint: Linter) -> Program:
 
 def parse_trigger(text: str, *, at: Stage, lint: Linter | None = None) -> Command:
     """Parse an ONBUILD trigger of a base image as if it stood at the FROM line of the stage that inherits it."""
-    nodes = read(text.encode(errors="surrogateescape")).nodes
+    nodes = read(text.encode(errors="surrogateescape"), "ONBUILD trigger").nodes
     if len(nodes) != 1:
         raise DockerfileError("onbuild trigger should be a single expression")
     node = replace(nodes[0], start=at.start, end=at.end)

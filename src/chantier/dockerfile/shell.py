@@ -7,13 +7,13 @@ same error texts and the same list of unset names as stock frontends, for every 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn
 
 from chantier.errors import DockerfileError
 
+from . import glob
 from .gotext import SPACES, quote
 
 _SPECIAL_PARAMETERS: Final = frozenset("@*#?-$!0")  # POSIX XCU 2.5.2
@@ -46,8 +46,10 @@ class Lex:
         scan = _Scan(word, env, self)
         try:
             text, words = scan.until("", self.raw_escapes)
-        except _Bad as bad:
+        except (_Bad, glob.BadPattern) as bad:
             raise DockerfileError(f"failed to process {quote(word)}: {bad}") from None
+        except RecursionError:
+            raise DockerfileError(f"failed to process {quote(word[:40] + '...')}: substitutions nested too deeply") from None
         return Expansion(text, tuple(words), tuple(scan.matched), tuple(scan.unmatched))
 
     def process_word(self, word: str, env: Mapping[str, str]) -> str:
@@ -293,13 +295,8 @@ class _Scan:
             if self._lex.skip_unset:
                 return f"${{{name}/{pattern}/{replacement}}}"
             value = ""
-        expression = _compile(pattern, greedy=True)
-        if everywhere:
-            return _replace_all(expression, replacement, value)
-        found = expression.search(value)
-        if found is None:
-            return value
-        return value[: found.start()] + replacement + value[found.end() :]
+        put = glob.replace_all if everywhere else glob.replace_first
+        return put(pattern, replacement, value)
 
     def _argument(self, stop: str, *, raw_escapes: bool, missing: str) -> str:
         try:
@@ -332,84 +329,10 @@ def _unsupported(shown: str) -> NoReturn:
     raise _Bad(f"unsupported modifier ({shown}) in substitution")
 
 
-def _compile(pattern: str, *, greedy: bool, anchored: bool = False) -> re.Pattern[str]:
-    """A shell pattern (`*` and `?` only) as a regular expression."""
-    out = ["\\A"] if anchored else []
-    star = ".*" if greedy else ".*?"
-    i, n = 0, len(pattern)
-    while i < n:
-        char = pattern[i]
-        i += 1
-        if char == "*":
-            if not out or out[-1] != star:  # a run of stars matches what one star does
-                out.append(star)
-        elif char == "?":
-            out.append(".")
-        elif char == "\\":
-            following = pattern[i : i + 1]
-            if following and following in "}/":
-                continue  # escaped for the sake of the ${} around it
-            i += 1
-            if not following or following not in "*?\\":
-                shown = following or _EOF_RUNE
-                raise _Bad(f"invalid pattern ({pattern}) in substitution: invalid escape '\\{shown}'")
-            out.append(re.escape(following))
-        else:
-            out.append(re.escape(char))
-    return re.compile("".join(out))
-
-
 def _strip(operator: str, word: str, value: str) -> str:
-    greedy = word.startswith(operator)
-    if greedy:
-        word = word[1:]
-    if operator == "#":
-        return _strip_prefix(word, value, greedy=greedy)
-    # the shortest match at the end is the shortest at the start of everything turned round
-    return _strip_prefix(_reversed_pattern(word), value[::-1], greedy=greedy)[::-1]
-
-
-def _strip_prefix(word: str, value: str, *, greedy: bool) -> str:
-    found = _compile(word, greedy=greedy, anchored=True).match(value)
-    return value[found.end() :] if found else value
-
-
-def _reversed_pattern(pattern: str) -> str:
-    """The pattern back to front, each escape still in front of what it escapes."""
-    units = re.findall(r"\\.|.", pattern, re.DOTALL)
-    return "".join(reversed(units))
-
-
-def _replace_all(expression: re.Pattern[str], template: str, value: str) -> str:
-    """Replace every match, with Go's rule: no empty match right after another one."""
-    out: list[str] = []
-    last = at = 0
-    while at <= len(value):
-        found = expression.search(value, at)
-        if found is None:
-            break
-        out.append(value[last : found.start()])
-        if found.end() > last or found.start() == 0:
-            out.append(_fill(template, found[0]))
-        last = found.end()
-        at = at + 1 if at + 1 > last else last
-    out.append(value[last:])
-    return "".join(out)
-
-
-_GROUP: Final = re.compile(r"\$(?:\$|\{(\w+)\}|(\w+))")
-
-
-def _fill(template: str, whole: str) -> str:
-    """Go's regexp.Expand: `$0` is the match, any other group is empty, `$$` is a dollar."""
-
-    def one(found: re.Match[str]) -> str:
-        if found[0] == "$$":
-            return "$"
-        name = found[1] or found[2]
-        return whole if name.isdecimal() and name.isascii() and int(name) == 0 else ""
-
-    return _GROUP.sub(one, template)
+    longest = word.startswith(operator)
+    strip = glob.strip_prefix if operator == "#" else glob.strip_suffix
+    return strip(word[1:] if longest else word, value, longest=longest)
 
 
 __all__ = ["Expansion", "Lex"]

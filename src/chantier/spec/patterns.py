@@ -13,10 +13,12 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from chantier.errors import ChantierError
+
+from .machine import Accepts, Item, Machine, Many, One, Upto
 
 _BAD: Final = "syntax error in pattern"
 _META: Final = frozenset("*[]?^\\")  # what makes a pattern more than a literal prefix, for walks
@@ -50,6 +52,20 @@ _IN_CLASS_ESCAPES: Final = {
     "v": r"\v",
 }
 
+_ZERO_WIDTH: Final = frozenset({"\\A", "\\Z", "(?a:\\b)", "(?a:\\B)"})
+_MAX_REPEATS: Final = 3  # backtracking over a path of a few hundred characters then still takes milliseconds at worst
+
+
+def _not_newline(char: str) -> bool:
+    return char != "\n"
+
+
+_REPEATS: Final[dict[str, Item]] = {
+    "[^/]*": Many("/".__ne__),
+    ".*": Many(_not_newline),
+    "(.*/)?": Upto(_not_newline, "/".__eq__),
+}
+
 Parents: TypeAlias = "tuple[bool, ...]"
 """What each pattern said about a directory: pass it on when its children are asked about. () is the root."""
 
@@ -61,10 +77,13 @@ class Pattern:
     text: str
     negated: bool
     kind: str  # exact, prefix, suffix or regex
-    regex: re.Pattern[str] | None = None
+    regex: re.Pattern[str] | None = field(default=None, compare=False)
+    machine: Machine | None = field(default=None, compare=False, repr=False)
 
     def hits(self, path: str) -> bool:
         """Whether the pattern matches this very path; parents are not looked at."""
+        if self.machine is not None:
+            return self.machine.covers(path)
         if self.regex is not None:
             return self.regex.match(path) is not None
         if self.kind == "exact":
@@ -126,7 +145,11 @@ class Patterns:
         return matched
 
     def matches_in_walk(self, path: str, parents: Parents = ()) -> tuple[bool, Parents]:
-        """As matches, cheaper for walks: `parents` is what this method returned for the directory above."""
+        """The answer a walk gives, cheaper than matches: `parents` is what this returned for the directory above.
+
+        Stock clients walk this way, so contexts are filtered so. A pattern that could change nothing for a directory
+        is not remembered for what lies below: for lists such as `** !a/b a` the answer may differ from matches.
+        """
         matched = False
         hits = []
         for i, pattern in enumerate(self.all):
@@ -285,10 +308,36 @@ def _compile(text: str) -> Pattern | None:
     kind, expression = _translate(text)
     if kind != "regex":
         return Pattern(text, negated, kind)
+    parts = _to_python(expression)
     try:
-        return Pattern(text, negated, kind, re.compile(_to_python(expression), re.NOFLAG))
+        regex = re.compile("".join(["\\A", *parts, "\\Z"]), re.NOFLAG)
     except (re.error, OverflowError) as err:
         raise ChantierError(_BAD) from err
+    return Pattern(text, negated, kind, regex, _machine(parts))
+
+
+def _machine(parts: list[str]) -> Machine | None:
+    """A machine for an expression whose backtracking could take long; None where the expression itself will do."""
+    if sum(map(_is_repeated, parts)) <= _MAX_REPEATS or not _ZERO_WIDTH.isdisjoint(parts):
+        return None
+    items: list[Item] = []
+    for part in parts:
+        if part in _REPEATS:
+            items.append(_REPEATS[part])
+        elif _is_repeated(part):
+            items.append(Many(_accepts(part[:-1])))
+        else:
+            items.append(One(_accepts(part)))
+    return Machine(items)
+
+
+def _is_repeated(part: str) -> bool:
+    return part in _REPEATS or (part.startswith("[") and part.endswith("]*"))
+
+
+def _accepts(part: str) -> Accepts:
+    expression = re.compile(part)
+    return lambda char: expression.fullmatch(char) is not None
 
 
 def _translate(pattern: str) -> tuple[str, list[str]]:
@@ -303,7 +352,7 @@ def _translate(pattern: str) -> tuple[str, list[str]]:
             if pattern[i : i + 1] == "/":
                 i += 1
             if i < n:
-                out.append("(?:.*/)?")
+                out.append("(.*/)?")
                 kind = "regex"
             elif kind == "exact":
                 kind = "prefix"
@@ -333,35 +382,33 @@ def _translate(pattern: str) -> tuple[str, list[str]]:
     return kind, out
 
 
-def _to_python(tokens: list[str]) -> str:
-    """Rewrite an RE2 expression of the shape _translate makes so that `re` reads it the same way.
+def _to_python(tokens: list[str]) -> list[str]:
+    """Rewrite an RE2 expression of the shape _translate makes, part by part, so that `re` reads it the same way.
 
     In a class, the expressions for `*`, `?` and `**` stand as plain characters, as they do for the peer: there they
-    are spliced into the class as text.
+    are spliced into the class as text. So a class may end inside such an expression, and a `*` may follow it.
     """
-    text = "".join(tokens).replace("(?:", "(")  # inside a class the peer sees "(.*/)?"
-    out = ["\\A"]
+    text = "".join(tokens)
+    out: list[str] = []
     i, n = 0, len(text)
     while i < n:
         char = text[i]
-        if char == "[":
-            i = _class_to_python(text, i + 1, out)
-            continue
-        if char == "\\":
+        repeat = next((r for r in _REPEATS if text.startswith(r, i)), None)
+        if repeat is not None:
+            out.append(repeat)
+            i += len(repeat)
+        elif char == "[":
+            part, i = _class_to_python(text, i + 1)
+            if text[i : i + 1] == "*":
+                part, i = part + "*", i + 1
+            out.append(part)
+        elif char == "\\":
             out.append(_escape_to_python(text[i + 1 : i + 2]))
             i += 2
-            continue
-        if char == "(":
-            out.append("(?:")
-        elif char == "^":
-            out.append("\\A")
-        elif char in "]" or not (char.isalnum() or char in ".*?)/_"):
-            out.append(re.escape(char))
         else:
-            out.append(char)
-        i += 1
-    out.append("\\Z")
-    return "".join(out)
+            out.append("\\A" if char == "^" else re.escape(char))
+            i += 1
+    return out
 
 
 def _escape_to_python(char: str) -> str:
@@ -374,9 +421,9 @@ def _escape_to_python(char: str) -> str:
     return re.escape(char)
 
 
-def _class_to_python(text: str, i: int, out: list[str]) -> int:
-    """Copy one RE2 class whose inside starts at text[i]; gives the index after its `]`."""
-    out.append("[")
+def _class_to_python(text: str, i: int) -> tuple[str, int]:
+    """One RE2 class whose inside starts at text[i], and the index after its `]`."""
+    out = ["["]
     if text[i : i + 1] == "^":
         out.append("^")
         i += 1
@@ -391,8 +438,7 @@ def _class_to_python(text: str, i: int, out: list[str]) -> int:
         else:
             out.append(low)
         first = False
-    out.append("]")
-    return i + 1
+    return "".join([*out, "]"]), i + 1
 
 
 def _class_char(text: str, i: int) -> tuple[str, int]:
