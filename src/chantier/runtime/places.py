@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from chantier.kernel import MNT_DETACH, UMOUNT_NOFOLLOW, umount
 from chantier.spec import new_id
 
 _DELETE_S = 10.0
+_PAUSES_S = (0.01, 0.05, 0.2, 0.0)
 
 
 class Places:
@@ -100,7 +102,11 @@ def clear(owner: Path) -> None:
     """Remove an owner's directory with all that hangs on it."""
     _end_containers(owner)
     unmount_below(owner)
-    shutil.rmtree(owner, ignore_errors=True)  # a file that stays is tried again by the next recover()
+    for pause_s in _PAUSES_S:
+        shutil.rmtree(owner, ignore_errors=True)  # what stays is tried again by the next recover()
+        if not owner.exists():
+            return
+        time.sleep(pause_s)  # a runtime whose container we have just ended may be writing its last line
 
 
 def _end_containers(owner: Path) -> None:

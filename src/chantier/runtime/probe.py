@@ -21,6 +21,7 @@ from chantier.errors import UnsupportedError
 from chantier.spec import new_id
 
 from .host import Host, this_host
+from .places import recover
 from .runc import Runc
 from .types import Container, Exit, Process
 
@@ -57,10 +58,11 @@ async def probe(
 ) -> Runc:
     """The first of the candidates that runs a container; `binary` (worker.oci.binary) is then the only one.
 
-    `root` is the state directory: containers live in its `executor`. Raises UnsupportedError that names each candidate
-    and why it failed.
+    `root` is the state directory: containers live in its `executor`, where what dead processes left is removed first.
+    Raises UnsupportedError that names each candidate and why it failed.
     """
     host = host or this_host()
+    await asyncio.to_thread(recover, root / "executor")
     failed: list[str] = []
     for name in (binary,) if binary else CANDIDATES:
         path = shutil.which(name, path=search)

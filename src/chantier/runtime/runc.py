@@ -38,7 +38,7 @@ T = TypeVar("T")
 _ENV = ("PATH", "XDG_RUNTIME_DIR", "HOME", "TMPDIR", "DBUS_SESSION_BUS_ADDRESS")
 
 _AGAIN_S = 0.05  # between two attempts to kill
-_STUCK = 40  # attempts after which the runtime itself is killed
+_STUCK = 20  # attempts after which the runtime itself is killed
 _START_POLL_S = 0.004
 
 # Arguments: binary, state directory. A line means that we ended in order; end of file without one, that we were killed.
@@ -171,7 +171,10 @@ class Runc:
             running.piped.send_signal(signals.SIGWINCH)
 
     async def close(self) -> None:
-        """End in order: nothing runs any more. The guard goes home."""
+        """End in order: kill what runs still, and send the guard home."""
+        for running in tuple(self._running.values()):
+            if running.piped is not None:
+                await self._kill_until_dead(running)
         guard, self._guard = self._guard, None
         if guard is not None and guard.stdin is not None:
             with suppress(BrokenPipeError):  # somebody has killed it
@@ -264,8 +267,11 @@ class Runc:
         while not done.done():
             await self._kill(running)
             attempts += 1
-            if attempts == _STUCK:
-                running.piped.send_signal(signals.SIGKILL)
+            if attempts >= _STUCK:
+                # The runtime does not answer, or its files are gone: whatever came from it is its descendant still.
+                for victim in (*_descendants(running.piped.pid), running.piped.pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(victim, signals.SIGKILL)
             await asyncio.wait((done,), timeout=_AGAIN_S)
         if attempts >= _STUCK and running.bundle.name == running.container.id:
             await self._call("delete", "--force", running.container.id)
