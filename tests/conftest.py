@@ -25,7 +25,9 @@ _NEEDS = {
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """What a marker names must be there: in CI its absence is a failure, elsewhere a reason to skip."""
-    missing = [p for marker, programs in _NEEDS.items() if item.get_closest_marker(marker) for p in programs if shutil.which(p) is None]
+    missing = [
+        p for marker, programs in _NEEDS.items() if item.get_closest_marker(marker) for p in programs if shutil.which(p) is None
+    ]
     if item.get_closest_marker("root") and os.geteuid() != 0:
         missing.append("root")
     if missing and IN_CI:
@@ -164,16 +166,22 @@ class Command:
         return {**os.environ, "CHANTIER_ROOT": str(self.root), "CHANTIER_CONFIG": str(self.config), **self.env, **(more or {})}
 
     def __call__(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 120) -> Done:
-        done = subprocess.run(self.argv(*args), input=stdin, capture_output=True, env=self.environment(env), timeout=timeout, check=False)
+        done = subprocess.run(
+            self.argv(*args), input=stdin, capture_output=True, env=self.environment(env), timeout=timeout, check=False
+        )
         return Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
-    def build(self, dockerfile: str, *args: str, context: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 120) -> Done:
+    def build(
+        self, dockerfile: str, *args: str, context: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 120
+    ) -> Done:
         """Build with the Dockerfile on standard input."""
         where = context
         if where is None:
             where = self.root.parent / "empty"
             where.mkdir(exist_ok=True)
-        return self("build", "--progress=plain", "-f", "-", *args, str(where), stdin=dockerfile.encode(), env=env, timeout=timeout)
+        return self(
+            "build", "--progress=plain", "-f", "-", *args, str(where), stdin=dockerfile.encode(), env=env, timeout=timeout
+        )
 
 
 def write_config(path: Path, registry: RealRegistry, extra: str = "") -> Path:
@@ -217,7 +225,9 @@ def tree_of(root: Path) -> dict[str, tuple[object, ...]]:
             elif stat.S_ISCHR(st.st_mode) or stat.S_ISBLK(st.st_mode):
                 content = st.st_rdev
             xattrs = tuple(
-                (k, os.getxattr(path, k, follow_symlinks=False)) for k in sorted(os.listxattr(path, follow_symlinks=False)) if k.startswith("security.")
+                (k, os.getxattr(path, k, follow_symlinks=False))
+                for k in sorted(os.listxattr(path, follow_symlinks=False))
+                if k.startswith("security.")
             )
             mtime = int(st.st_mtime) if not stat.S_ISDIR(st.st_mode) else None
             found[os.path.relpath(path, root)] = (st.st_mode, st.st_uid, st.st_gid, mtime, content, xattrs)
@@ -230,4 +240,14 @@ def run_ok(*args: str | Path, **more: object) -> str:
     return str(done.stdout)
 
 
-__all__: Sequence[str] = ("Command", "Done", "RealRegistry", "free_port", "run_ok", "start_registry", "tree_of", "wait_for_port", "write_config")
+__all__: Sequence[str] = (
+    "Command",
+    "Done",
+    "RealRegistry",
+    "free_port",
+    "run_ok",
+    "start_registry",
+    "tree_of",
+    "wait_for_port",
+    "write_config",
+)

@@ -170,7 +170,7 @@ def test_secrets_stay_out_of_image_cache_and_output(chantier: Command, tmp_path:
     secret = tmp_path / "token"
     secret.write_text("hunter2-very-secret")
     out = tmp_path / "out.tar"
-    text = "FROM alpine\nRUN --mount=type=secret,id=t cat /run/secrets/t | wc -c > /n\nRUN --mount=type=secret,id=t,env=T test -n \"$T\"\n"
+    text = 'FROM alpine\nRUN --mount=type=secret,id=t cat /run/secrets/t | wc -c > /n\nRUN --mount=type=secret,id=t,env=T test -n "$T"\n'
     done = chantier.build(text, "--secret", f"id=t,src={secret}", "-o", f"type=oci,dest={out}").ok()
     assert "hunter2" not in done.err
     assert subprocess.run(["grep", "-rq", "hunter2-very-secret", str(chantier.root), str(out)], check=False).returncode == 1

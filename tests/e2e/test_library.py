@@ -45,7 +45,11 @@ def test_several_builds_in_one_loop(chantier: Command, tmp_path: Path) -> None:
         async with library.Builder(root=chantier.root, config=chantier.config) as builder:
             return await asyncio.gather(
                 *(
-                    builder.abuild(tmp_path, dockerfile_text=f"FROM alpine\nRUN echo {n} > /n\n", outputs=[f"type=oci,dest={tmp_path}/{n}.tar"])
+                    builder.abuild(
+                        tmp_path,
+                        dockerfile_text=f"FROM alpine\nRUN echo {n} > /n\n",
+                        outputs=[f"type=oci,dest={tmp_path}/{n}.tar"],
+                    )
                     for n in range(3)
                 )
             )

@@ -37,7 +37,9 @@ def locked(tmp_path: Path) -> Iterator[tuple[RealRegistry, Path]]:
     found.stop()
 
 
-def test_push_with_client_certificates(locked: tuple[RealRegistry, Path], registry: RealRegistry, base: str, tmp_path: Path) -> None:
+def test_push_with_client_certificates(
+    locked: tuple[RealRegistry, Path], registry: RealRegistry, base: str, tmp_path: Path
+) -> None:
     secure, certs = locked
     extra = (
         f'[registry."{secure.host}"]\nhttp = false\nca = ["{certs}/ca.pem"]\n'

@@ -22,11 +22,11 @@ ALLOWED: dict[str, set[str]] = {
     "progress": {"spec"},
     "spec": set(),
     "config": {"spec"},
-    "llb": {"spec", "pb"},
+    "llb": {"spec", "pb", "progress"},
     "pb": set(),
     # floor 1, Materials
     "kernel": set(),
-    "store": {"spec"},
+    "store": {"spec", "kernel"},
     "snapshot": {"spec", "kernel", "store"},
     "layer": {"spec", "kernel"},
     "registry": {"spec", "progress", "config", "session"},
@@ -87,7 +87,7 @@ def _imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(SRC)))
 def test_rooms_import_only_along_the_plan(path: Path) -> None:
     room = _room(path)
-    if room in ("__init__", "build"):  # the top-level face imports lazily from everywhere
+    if room in ("__init__", "__main__", "face"):  # the top-level face imports lazily from everywhere
         return
     assert room in ALLOWED, f"{room} is no room of the plan"
     relative = str(path.relative_to(SRC))
@@ -108,7 +108,9 @@ def test_only_faces_print() -> None:
     for path in _files():
         if _room(path) in ("cli", "display", "testing"):
             continue
-        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"]
+        calls = [
+            n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"
+        ]
         assert not calls, f"{path.relative_to(SRC)} prints"
 
 

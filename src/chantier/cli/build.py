@@ -14,6 +14,7 @@ from chantier.display import Display, open_display, print_error, print_warnings
 from chantier.errors import ChantierError, UsageError
 
 from .args import Parser
+from .logs import logging_to
 
 _EXAMPLE = """chantier build -t registry.example/app:1 --push .
 chantier build --load -t app . -f Dockerfile.dev
@@ -38,7 +39,8 @@ def run(args: Sequence[str], debug: bool) -> int:
     )
     try:
         try:
-            with Embedded(log=sys.stderr, debug=debug, root=given.root, config=given.config) as driver:
+            driver = Embedded(root=given.root, config=given.config)
+            with logging_to(sys.stderr, driver.config, debug=debug), driver:
                 result = driver.build(prepared, display)
         finally:
             display.close()

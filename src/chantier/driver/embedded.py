@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self
 
 from chantier.client import BuildResult, Offer, Prepared
 from chantier.config import Config, find, load, state_root
@@ -31,13 +30,8 @@ class Embedded:
         root: str | os.PathLike[str] | None = None,
         config: str | os.PathLike[str] | Config | None = None,
         env: Mapping[str, str] = os.environ,
-        log: TextIO | None = None,
-        debug: bool = False,
     ) -> None:
-        """`config` is a file or a Config; None looks for the file where chantier and buildkit keep theirs.
-
-        With `log`, what the engine logs goes there, at debug level if `debug` or the config say so.
-        """
+        """`config` is a file or a Config; None looks for the file where chantier and buildkit keep theirs."""
         if isinstance(config, Config):
             self.config = config
         else:
@@ -48,7 +42,6 @@ class Embedded:
         self._engine: Engine | None = None
         self._opening: asyncio.Lock | None = None
         self._runner: asyncio.Runner | None = None
-        self._handler = _log_to(log, self.config, debug=debug) if log is not None else None
 
     def __enter__(self) -> Self:
         return self
@@ -62,18 +55,11 @@ class Embedded:
             self._runner.run(self.aclose())
             self._runner.close()
             self._runner = None
-        self._unlog()
 
     async def aclose(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
             await engine.__aexit__(None, None, None)
-        self._unlog()
-
-    def _unlog(self) -> None:
-        if self._handler is not None:
-            logging.getLogger("chantier").removeHandler(self._handler)
-            self._handler = None
 
     def build(self, prepared: Prepared, reporter: Reporter) -> BuildResult:
         """Run one build to its end; blocks. Interrupting it cancels the build and waits until its steps are gone."""
@@ -128,16 +114,3 @@ def open_session(offer: Offer, env: Mapping[str, str]) -> Any:
     from chantier.session.local import LocalSession
 
     raise NotImplementedError(LocalSession, EngineSink, find_engine)
-
-
-def _log_to(stream: TextIO, config: Config, *, debug: bool) -> logging.Handler:
-    from chantier.display.logfmt import JsonFormatter, TextFormatter
-
-    level = "debug" if debug or config.debug else config.log.level or "warning"
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter() if config.log.format == "json" else TextFormatter())
-    logger = logging.getLogger("chantier")
-    logger.setLevel({"trace": "DEBUG", "panic": "CRITICAL", "fatal": "CRITICAL", "warn": "WARNING"}.get(level, level.upper()))
-    logger.addHandler(handler)
-    logger.propagate = False
-    return handler

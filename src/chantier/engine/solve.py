@@ -50,7 +50,7 @@ async def _result(bridge: EngineBridge, request: SolveRequest) -> FrontendResult
         return FrontendResult(refs={"": await bridge.solve(request.definition)})
     if request.frontend != "dockerfile.v0":
         raise UsageError(f"invalid frontend: {request.frontend}")
-    from chantier.dockerfile import frontend
+    from chantier.dockerfile.frontend import frontend
 
     return await frontend(request.attrs, request.inputs, bridge)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from chantier.cache import Ref
 from chantier.errors import UsageError
 from chantier.op.worker import threaded
 from chantier.progress import Step
@@ -123,12 +124,9 @@ async def _entry(sink: FileSink, name: str, content: Blob | bytes | None, contex
 
 async def fetch_lazy(image: Image, context: ExportContext, step: Step) -> None:
     """Bring the bytes of layers here that so far only a registry holds."""
-    lazy = {
-        blob.ref.id: blob.ref for blob in image.blobs if blob.layer is not None and blob.ref is not None and not blob.layer.local
-    }
-    await asyncio.gather(
-        *(
-            threaded(lambda cancelled, ref=ref: ref.fetch_blobs(step=step, sessions=context.sessions, cancelled=cancelled))
-            for ref in lazy.values()
-        )
-    )
+    lazy = {b.ref.id: b.ref for b in image.blobs if b.layer is not None and b.ref is not None and not b.layer.local}
+
+    async def fetch(ref: Ref) -> None:
+        await threaded(lambda cancelled: ref.fetch_blobs(step=step, sessions=context.sessions, cancelled=cancelled))
+
+    await asyncio.gather(*(fetch(ref) for ref in lazy.values()))

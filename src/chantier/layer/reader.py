@@ -79,15 +79,21 @@ class TarReader:
             raise self._bad("the tar ends within an entry")
 
     def _skip(self) -> None:
-        left = self._left + self._padding
+        left, padding = self._left, self._padding
         self._left = self._padding = 0
-        while True:
-            rest = len(self._chunk) - self._at
-            if left <= rest:
-                self._at += left
-                return
-            left -= rest
+        while left > len(self._chunk) - self._at:
+            left -= len(self._chunk) - self._at
             self._fill()
+        self._at += left
+        # Some writers (umoci insert) never close their tar: it ends right after the data of the last entry, as Go accepts.
+        while padding > len(self._chunk) - self._at:
+            padding -= len(self._chunk) - self._at
+            self._base += len(self._chunk)
+            self._chunk = self._source()
+            self._at = 0
+            if not self._chunk:
+                return
+        self._at += padding
 
     def _take(self, count: int) -> bytes:
         """Exactly `count` bytes."""

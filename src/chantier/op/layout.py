@@ -71,7 +71,7 @@ class LayoutResolver:
                 piece = chunk[skip:]
                 skip -= len(chunk) - len(piece)
                 if piece:
-                    await threaded(lambda _, piece=piece: writer.write(piece))
+                    await asyncio.to_thread(writer.write, piece)
 
         asyncio.run_coroutine_threadsafe(copy(), self._loop).result()
 

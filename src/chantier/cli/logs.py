@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's log, on standard error: levels and format as the config says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from chantier.config import Config
+from chantier.display.logfmt import JsonFormatter, TextFormatter
+
+_LEVELS = {"trace": logging.DEBUG, "panic": logging.CRITICAL, "fatal": logging.CRITICAL, "warn": logging.WARNING}
+
+
+@contextmanager
+def logging_to(stream: TextIO, config: Config, *, debug: bool) -> Iterator[None]:
+    """While the block runs. Without a level in the config only warnings are shown: a command is not a daemon."""
+    name = "debug" if debug or config.debug else config.log.level or "warning"
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter() if config.log.format == "json" else TextFormatter())
+    logger = logging.getLogger("chantier")
+    logger.setLevel(_LEVELS.get(name, name.upper()))
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
