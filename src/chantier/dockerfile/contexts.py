@@ -283,7 +283,8 @@ class NamedContext:
             raise UsageError(f'oci-layout reference "{spec}" has no name')
         if not at:
             raise UsageError(f'oci-layout reference "{named}" has no digest')
-        store = OciStore(session=self.contexts.bridge.session_id, store=named.rpartition(":")[0] or named)
+        folder, slash, last = named.rpartition("/")
+        store = OciStore(session=self.contexts.bridge.session_id, store=folder + slash + last.partition(":")[0])
         # The name people read is that of the context: the store's may mean nothing to them.
         shown = str(Reference.parse(self.name).with_digest(digest))
         found = await self.contexts.bridge.resolve_image(
