@@ -226,15 +226,20 @@ def fetch_token(
             f"failed to fetch oauth token: refusing to send credentials of {host} to {realm} over plain http", host=host
         )
     if credentials is not None and not credentials.username:
-        answer = yield _oauth(realm, service, scopes, {"grant_type": "refresh_token", "refresh_token": credentials.secret})
+        request = _oauth(realm, service, scopes, {"grant_type": "refresh_token", "refresh_token": credentials.secret})
+        answer = yield request
     else:
-        answer = yield _token_get(realm, service, scopes, credentials)
+        request = _token_get(realm, service, scopes, credentials)
+        answer = yield request
         if credentials is not None and answer.status in (401, 404, 405):
             answer.read()
             password = {"grant_type": "password", "username": credentials.username, "password": credentials.secret}
-            answer = yield _oauth(realm, service, scopes, password)
+            second = _oauth(realm, service, scopes, password)
+            other = yield second
+            if other.status not in (404, 405, 501):  # else there is no OAuth2 here, and the first answer tells more
+                request, answer = second, other
     if answer.status != 200:
-        raise _refused(what, answer, host, credentials)
+        raise _refused(what, request.method, answer, host, credentials)
     return _token_of(answer, what, host)
 
 
@@ -256,8 +261,7 @@ def _oauth(realm: str, service: str, scopes: tuple[str, ...], grant: dict[str, s
     return Request(method="POST", url=realm, headers=headers, body=bytes_body(data), length=len(data))
 
 
-def _refused(what: str, answer: Answer, host: str, credentials: Credentials | None) -> RegistryError:
-    method = "POST" if credentials is not None and not credentials.username else "GET"
+def _refused(what: str, method: str, answer: Answer, host: str, credentials: Credentials | None) -> RegistryError:
     err = status_error(method, answer, host=host)
     brief = f"failed to fetch {what} token: {err.brief}"
     if answer.status in (400, 401, 403):

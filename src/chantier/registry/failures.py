@@ -120,7 +120,7 @@ def _kind_of(err: BaseException, cause: BaseException, host: str) -> tuple[str, 
             if again
             else ("dns", f"lookup {host}: no such host")
         )
-    if isinstance(err, u.ConnectTimeoutError):
+    if isinstance(err, u.ConnectTimeoutError) and not isinstance(err, u.NewConnectionError):
         return "timeout", f"dial tcp {host}: i/o timeout"
     if isinstance(err, u.ReadTimeoutError) or isinstance(cause, TimeoutError):
         return "timeout", "i/o timeout: no answer in time"

@@ -27,6 +27,7 @@ from .types import Cancelled, never
 
 CHUNK = 256 << 10
 _WATCH_S = 0.1
+_HOLD_S = 0.2  # a piece of a slow body is not held back longer
 _DEFAULT_READ_S = {"GET": 60.0, "HEAD": 30.0}
 _WRITE_READ_S = 600.0  # a registry may assemble gigabytes before it answers a PUT
 _KEEP_IDLE = 8  # connections per host
@@ -156,20 +157,30 @@ class Response:
         return self._kept
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes]:
-        """The body as it comes. Raises TransportError where it breaks off, CancelledError_."""
+        """The body as it comes, in pieces of `size` where it comes fast. Raises CancelledError_, and TransportError where it
+        breaks off: after the last byte that came has been given, so that a download can go on from there."""
+        parts: list[bytes] = []
+        held = 0
+        since = time.monotonic()
         with self._watch.over(_Call(self._cancelled, self._raw)):
             while True:
                 check(self._cancelled)
                 try:
-                    chunk = self._raw.read(size)
+                    part = self._raw.read1(size - held)
                 except (urllib3.exceptions.HTTPError, OSError) as err:
                     check(self._cancelled)
+                    if held:
+                        yield b"".join(parts)
                     raise transport_error(err, self._request.method, self._request.url) from err
-                if not chunk:
+                parts.append(part)
+                held += len(part)
+                if held and (not part or held >= size or time.monotonic() - since > _HOLD_S):
+                    yield parts[0] if len(parts) == 1 else b"".join(parts)
+                    parts, held, since = [], 0, time.monotonic()
+                if not part:
                     check(self._cancelled)
                     self._raw.release_conn()
                     return
-                yield chunk
 
     def close(self) -> None:
         """A body that has ended leaves its connection to the pool; another one closes it."""
