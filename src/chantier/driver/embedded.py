@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from chantier.client import BuildResult, Offer, Prepared
 from chantier.config import Config, find, load, state_root
 from chantier.errors import ChantierError, SolveError
 from chantier.progress import Reporter
+from chantier.session.local import LocalSession, SecretSource, Target
 
 from .load import EngineSink, find_engine
 
@@ -82,12 +86,13 @@ class Embedded:
             entitlements=frozenset(call.entitlements),
             internal=call.internal,
         )
-        session = open_session(prepared.offer, self._env)
-        engine = await self._open()
-        try:
-            result = await engine.solve(request, session, reporter)
-        except ChantierError as err:
-            raise SolveError(f"failed to solve: {err}", err) from err
+        with ExitStack() as stack:
+            session = await asyncio.to_thread(open_session, prepared.offer, self._env, stack)
+            engine = await self._open()
+            try:
+                result = await engine.solve(request, session, reporter)
+            except ChantierError as err:
+                raise SolveError(f"failed to solve: {err}", err) from err
         names = tuple(n for n in result.response.get("image.name", "").split(",") if n)
         return BuildResult(
             ref=result.ref,
@@ -109,8 +114,40 @@ class Embedded:
             return self._engine
 
 
-def open_session(offer: Offer, env: Mapping[str, str]) -> Any:
-    """The session of a build in this process: it reads the user's directories in place."""
-    from chantier.session.local import LocalSession
+def open_session(offer: Offer, env: Mapping[str, str], stack: ExitStack) -> LocalSession:
+    """The session of a build in this process: it reads the user's directories in place. Closed with the stack."""
+    from chantier.registry import AuthFile
 
-    raise NotImplementedError(LocalSession, EngineSink, find_engine)
+    from .ssh import agent_for
+
+    outputs: list[Target] = []
+    for output in offer.outputs:
+        if output.load:
+            name, address = find_engine(env)
+            outputs.append(partial(_loading, name, address))
+        elif output.dest == "-":
+            outputs.append(sys.stdout.buffer)
+        else:
+            outputs.append(Path(output.dest) if output.dest else None)
+    uploads = {}
+    if offer.context.upload is not None:
+        id, stream, head = offer.context.upload
+        uploads[id] = (stream, head)
+    session = LocalSession(
+        directories=offer.context.directories,
+        files=offer.context.files,
+        secrets={s.id: SecretSource(file=Path(s.file) if s.file else None, env=s.env, value=s.value) for s in offer.secrets},
+        agents={s.id: stack.enter_context(agent_for(s.id, s.paths)) for s in offer.ssh},
+        credentials=AuthFile(env).credentials,
+        outputs=outputs,
+        uploads=uploads,
+        layouts=offer.layouts,
+        shared_base=offer.context.shared_base,
+        allow_delete=offer.allow_delete,
+        env=env,
+    )
+    return stack.enter_context(session)
+
+
+def _loading(name: str, address: str, metadata: Mapping[str, str]) -> EngineSink:
+    return EngineSink(name, address)

@@ -57,7 +57,7 @@ class LayoutResolver:
         missing: Exception | None = None
         for session in sessions:
             try:
-                return session.blob(store, digest)
+                return await session.blob(store, digest)
             except (NotFoundError, SessionError) as err:
                 missing = err
         raise NotFoundError(f"{digest}: not found in the content store {store}") from missing
