@@ -37,6 +37,7 @@ def finish_layer(into: Path, lowers: Sequence[Path], pending: Pending) -> None:
         _follow_links(into, view, pending)
         if pending.opaque_root:
             _hide_all(into, view)
+        _drop_whiteouts(into, lowers, pending)
         # Last, and children first: all of the above changes directories' times.
         for path in sorted({*pending.directories, *links.made}, key=lambda path: (path.count(b"/"), path), reverse=True):
             below = view.lookup(path)
@@ -152,6 +153,23 @@ def _copy_file(node: Node, place: int, name: bytes) -> None:
         os.chmod(name, stat.S_IMODE(info.st_mode), dir_fd=place)
     os.chown(name, info.st_uid, info.st_gid, dir_fd=place, follow_symlinks=False)
     os.utime(name, ns=(info.st_atime_ns, info.st_mtime_ns), dir_fd=place, follow_symlinks=False)
+
+
+def _drop_whiteouts(into: Path, lowers: Sequence[Path], pending: Pending) -> None:
+    """Remove those that hide nothing: in a directory that is in one layer only, overlayfs would list them as files."""
+    stack = View((into, *lowers))
+    for path in pending.whiteouts:
+        head, _, name = path.rpartition(b"/")
+        place = os.path.join(os.fsencode(into), path)
+        try:
+            if not kernel.is_whiteout(os.lstat(place)):
+                continue
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        parent = stack.lookup(head)
+        below = Node(parent.path, parent.info, parent.directories[1:]) if parent is not None else None
+        if below is None or stack.child(below, name) is None:
+            os.unlink(place)
 
 
 def _hide_all(into: Path, view: View) -> None:

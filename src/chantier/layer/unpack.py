@@ -50,11 +50,12 @@ _DEVICE_KIND = {CHARDEV: stat.S_IFCHR, BLOCKDEV: stat.S_IFBLK, FIFO: stat.S_IFIF
 class Pending:
     """What a layer needs of those below it: directories it has no entry for, links (path, target) to files not in it.
 
-    `opaque_root`: nothing below may be seen at all.
+    `whiteouts` may prove to hide nothing; `opaque_root`: nothing below may be seen at all.
     """
 
     directories: tuple[bytes, ...] = ()
     links: tuple[tuple[bytes, bytes], ...] = ()
+    whiteouts: tuple[bytes, ...] = ()
     opaque_root: bool = False
 
 
@@ -82,7 +83,8 @@ def unpack(
     is a whole tree; deletions delete. `lowers`, the layer directories below (top first, empty for none), finishes the layer at
     once; with None the result's `pending` is for `finish_layer`.
 
-    IntegrityError for what is no proper tar, StoreError (DiskFullError) for what cannot be written. After an error `into`
+    IntegrityError for what is no proper tar, StoreError (DiskFullError) for what cannot be written, the stream's own errors
+    as they are. After an error `into`
     holds a part and is to be thrown away.
     """
     if convert not in ("overlay", "apply"):
@@ -98,6 +100,8 @@ def unpack(
             reader.drain()
             unpacker.finish()
         digest, size = source.digest()
+    except _StreamError as err:
+        raise err.cause from None
     finally:
         source.close()
     pending = unpacker.pending() if convert == "overlay" else Pending()
@@ -107,6 +111,14 @@ def unpack(
         finish_layer(into, lowers, pending)
         pending = Pending()
     return UnpackResult(diff_id=digest, size=size, entries=entries, pending=pending)
+
+
+class _StreamError(Exception):
+    """An OSError of the stream, on its way past those who would take it for one of the target."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 class _Source:
@@ -130,14 +142,17 @@ class _Source:
             return b""
         if self._first:
             self._first = False
-            return self._read(_FIRST)
+            try:
+                return self._read(_FIRST)
+            except OSError as err:
+                raise _StreamError(err) from err
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="chantier-unpack-read", daemon=True)
             self._thread.start()
         chunk = self._chunks.get()
         if isinstance(chunk, BaseException):
             self._over = True
-            raise chunk
+            raise _StreamError(chunk) if isinstance(chunk, OSError) else chunk
         self._over = not chunk
         return chunk
 
@@ -188,6 +203,7 @@ class _Unpacker:
         self._directories: dict[bytes, Entry | None] = {}  # made here; None: the tar has no entry for it (yet)
         self._unpacked: set[bytes] = set()  # by this layer: its whiteouts do not concern them
         self._links: dict[bytes, bytes] = {}
+        self._whiteouts: set[bytes] = set()
         self._uid, self._gid = os.geteuid(), os.getegid()
         self._always_chown = not overlay or bool(os.fstat(self._root).st_mode & stat.S_ISGID)
         self._opaque_root = False  # overlayfs merges the roots of all layers, whatever their attributes
@@ -203,7 +219,8 @@ class _Unpacker:
     def pending(self) -> Pending:
         directories = [path for path, entry in self._directories.items() if entry is None]
         links = tuple(self._links.items())
-        return Pending(directories=(b"", *directories), links=links, opaque_root=self._opaque_root)
+        whiteouts = tuple(self._whiteouts)
+        return Pending(directories=(b"", *directories), links=links, whiteouts=whiteouts, opaque_root=self._opaque_root)
 
     def add(self, entry: Entry, reader: TarReader) -> None:
         """Write one entry. The root's own entry is left out, as upstream does: a layer may not change it."""
@@ -383,6 +400,7 @@ class _Unpacker:
                 return  # of this layer: a whiteout only concerns those below
             if self._overlay:
                 kernel.mknod(name, stat.S_IFCHR, kernel.WHITEOUT_DEV, dir_fd=parent.fd)
+                self._whiteouts.add(path)
             return
         if not self._overlay:
             if path not in self._unpacked and path not in self._directories:
@@ -482,12 +500,16 @@ class _Unpacker:
         except FileNotFoundError:
             os.mkdir(name, 0o700, dir_fd=here.fd)
         except NotADirectoryError:
-            if not self._overlay or not kernel.is_whiteout(os.lstat(name, dir_fd=here.fd)):
+            if self._overlay and kernel.is_whiteout(os.lstat(name, dir_fd=here.fd)):
+                # Deleted by this layer and now filled again: what was in it below stays hidden.
+                os.unlink(name, dir_fd=here.fd)
+                os.mkdir(name, 0o700, dir_fd=here.fd)
+                kernel.set_xattr(kernel.at(here.fd, name), self._opaque, b"y")
+            elif self._overlay or path in self._unpacked:
                 raise
-            # Deleted by this layer and now filled again: what was in it below stays hidden.
-            os.unlink(name, dir_fd=here.fd)
-            os.mkdir(name, 0o700, dir_fd=here.fd)
-            kernel.set_xattr(kernel.at(here.fd, name), self._opaque, b"y")
+            else:  # a lower layer's file gives way, as it would to a directory above it
+                os.unlink(name, dir_fd=here.fd)
+                os.mkdir(name, 0o700, dir_fd=here.fd)
         self._directories[path] = None
         return os.open(name, _OPEN_DIR, dir_fd=here.fd)
 
@@ -584,6 +606,6 @@ def failure(brief: str, err: OSError) -> ChantierError:
     text = f"{brief}: {err.strerror}"
     if err.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(text, hint="free some space or prune the cache")
-    if err.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR):
+    if err.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL):
         return IntegrityError(text)
     return StoreError(text)
