@@ -87,7 +87,7 @@ class Server:
         self.made.append(registries)
         return registries
 
-    def open(self, login: Login | None | str = "own") -> Registry:
+    def open(self, login: Login | str | None = "own") -> Registry:
         chosen = self.login if isinstance(login, str) else login
         return self.registries().open(credentials=lambda host: chosen if host == self.authority else None)
 

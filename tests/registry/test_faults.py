@@ -193,7 +193,7 @@ def test_nobody_listens(client: Make) -> None:
 
 
 def test_no_such_name(client: Make) -> None:
-    with pytest.raises(RegistryError, match="lookup nowhere.invalid: "):
+    with pytest.raises(RegistryError, match=r"lookup nowhere\.invalid: "):
         client().resolve(Reference.parse("nowhere.invalid/app:1"))
 
 

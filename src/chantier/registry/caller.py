@@ -180,7 +180,8 @@ class Caller:
     def exchange(self, request: Request, peer: Peer, *, cancelled: Cancelled = never) -> Response:
         """One request as it stands, logged."""
         authority = urlsplit(request.url).netloc
-        self.trace.request(request.method, request.url, request.headers, authority)
+        headers = {"user-agent": self._transport.user_agent, **request.headers}
+        self.trace.request(request.method, request.url, headers, authority)
         response = self._transport.send(request, peer, cancelled=cancelled)
         self.trace.response(response.line, response.headers.items(), authority)
         if response.status == 401:

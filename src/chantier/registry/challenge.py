@@ -45,7 +45,7 @@ def _one_line(text: str) -> list[Challenge]:
             found.append(Challenge(scheme[0].lower(), params))
             at = scheme.end()
             rest = _GAP.match(text, at)
-            if rest and "," not in rest[0] and not _PARAM.match(text, rest.end()) and (token := _TOKEN68.match(text, rest.end())):
+            if rest and "," not in rest[0] and (token := _TOKEN68.match(text, rest.end())):
                 at = token.end()
         else:
             at += 1

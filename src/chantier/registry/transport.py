@@ -42,7 +42,7 @@ class Transport:
     """Connection pools by trust and proxy; thread-safe, shared by all builds."""
 
     def __init__(self, *, user_agent: str, environment: Mapping[str, str] | None = None) -> None:
-        self._user_agent = user_agent
+        self.user_agent = user_agent
         self._environment = environment
         self._mutex = threading.Lock()
         self._pools: dict[object, urllib3.PoolManager] = {}
@@ -52,7 +52,7 @@ class Transport:
         """The response, its body unread. Raises TransportError, ConfigError for TLS files, CancelledError_."""
         check(cancelled)
         pool = self._pool(peer, request.url)
-        headers = {"user-agent": self._user_agent, **request.headers}
+        headers = {"user-agent": self.user_agent, **request.headers}
         if request.body is not None:
             headers["content-length"] = str(request.length)
         elif request.method in ("POST", "PUT", "PATCH"):
