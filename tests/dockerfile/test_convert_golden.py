@@ -25,6 +25,13 @@ from .fakes import BASE, FakeBridge
 GOLDEN = Path(os.environ.get("CHANTIER_GOLDEN") or Path(__file__).parents[3] / "shared" / "golden")
 CASES = sorted(p for p in (GOLDEN / "cases").glob("*") if (p / "case.json").exists())
 
+
+def test_the_cases_are_there() -> None:
+    if not CASES and "CHANTIER_GOLDEN" not in os.environ:
+        pytest.skip("no recorded cases here: set CHANTIER_GOLDEN to their folder")
+    assert CASES, f"no cases below {GOLDEN}"
+
+
 # Errors that come from doing, not from converting: the conversion of these must succeed.
 RUNTIME = re.compile(
     r"failed to compute cache key|did not complete successfully|^mkdir |invalid user index|^lstat |^secret .*: not found"

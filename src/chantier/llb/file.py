@@ -265,17 +265,9 @@ class FileVertex:
     how: Constraints
 
     def inputs(self) -> Sequence[Output]:
+        """In the Go client's order, the last step's first: it decides the order of a definition, not its digests."""
         found: dict[int, Output] = {}
-        todo = [self.bound]
-        while todo:
-            bound = todo.pop()
-            _note(found, real(bound.state.output))
-            for step in bound.action.steps:
-                if isinstance(step, _Copy):
-                    if isinstance(step.source, BoundAction):
-                        todo.append(step.source)
-                    else:
-                        _note(found, real(step.source.output))
+        _note_all(found, self.bound)
         return tuple(found.values())
 
     def index(self, slot: object) -> int:
@@ -287,6 +279,16 @@ class FileVertex:
         actions.add(self.bound)
         actions.write()
         return {cap.FILE_BASE}  # the finer file.* caps are never sent by the Go client either
+
+
+def _note_all(found: dict[int, Output], bound: BoundAction) -> None:
+    for step in reversed(bound.action.steps):
+        _note(found, real(bound.state.output))
+        if isinstance(step, _Copy):
+            if isinstance(step.source, BoundAction):
+                _note_all(found, step.source)
+            else:
+                _note(found, real(step.source.output))
 
 
 def _note(found: dict[int, Output], out: Output | None) -> None:
