@@ -10,7 +10,7 @@ from chantier.llb import DEFAULT_PATH, How, State, image, scratch
 from chantier.spec import Platform, Reference
 
 from . import lint as checks
-from .bridge import Bridge
+from .bridge import Resolver
 from .config import Image
 from .contexts import Contexts, prefixed
 from .do_config import set_user
@@ -37,7 +37,7 @@ class Bases:
     program: Program
     scope: Scope
     stages: Stages
-    resolver: Bridge
+    resolver: Resolver
     contexts: Contexts | None
 
     async def resolve(self, node: Node, *, reachable: bool) -> None:

@@ -54,9 +54,8 @@ class SolvedRef(Protocol):
         """Length 0 is all. Raises NotFoundError("open PATH: no such file or directory")."""
 
 
-class Bridge(Protocol):
-    @property
-    def session_id(self) -> str: ...
+class Resolver(Protocol):
+    """All that a conversion asks by itself: what base images are. Files are asked for through `Contexts`."""
 
     @property
     def platforms(self) -> Sequence[Platform]:
@@ -65,11 +64,6 @@ class Bridge(Protocol):
     @property
     def caps(self) -> frozenset[str]:
         """LLB capabilities of the engine (protocol.md 5.3)."""
-
-    async def solve(
-        self, definition: pb.Definition, *, evaluate: bool = False, cache_imports: Sequence[CacheImport] = ()
-    ) -> SolvedRef:
-        """A handle on the definition's result; an empty definition is an empty tree."""
 
     async def resolve_image(
         self,
@@ -81,6 +75,18 @@ class Bridge(Protocol):
         store: OciStore | None = None,
     ) -> ResolvedImage:
         """Raises NotFoundError and the like with the text that follows `<name as written>: `."""
+
+
+class Bridge(Resolver, Protocol):
+    """What a whole frontend asks, reading files and handing on results included."""
+
+    @property
+    def session_id(self) -> str: ...
+
+    async def solve(
+        self, definition: pb.Definition, *, evaluate: bool = False, cache_imports: Sequence[CacheImport] = ()
+    ) -> SolvedRef:
+        """A handle on the definition's result; an empty definition is an empty tree."""
 
     async def resolve_source(self, source: pb.SourceOp, *, log_name: str = "", return_object: bool = False) -> SourceMeta: ...
 
@@ -129,6 +135,7 @@ __all__ = [
     "FrontendResult",
     "OciStore",
     "ResolvedImage",
+    "Resolver",
     "SolvedRef",
     "SourceMeta",
 ]

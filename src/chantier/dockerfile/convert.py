@@ -24,7 +24,7 @@ from . import lint as checks
 from .args import EPOCH, GlobalArgs, global_args, predefined, proxy_of
 from .at import At
 from .base import Bases, begin
-from .bridge import Bridge
+from .bridge import Resolver
 from .config import Image
 from .contexts import Contexts, prefixed
 from .do_config import (
@@ -122,7 +122,7 @@ class Converted:
 async def to_llb(
     data: bytes | Program,
     options: Options,
-    resolver: Bridge,
+    resolver: Resolver,
     *,
     platform: Platform | None = None,
     contexts: Contexts | None = None,
@@ -160,7 +160,7 @@ class _Conversion:
 
     program: Program
     options: Options
-    resolver: Bridge
+    resolver: Resolver
     contexts: Contexts | None
     source_map: SourceMap | None
     lint: Linter
@@ -331,7 +331,7 @@ class _Conversion:
         try:
             planned = []
             for text in texts:
-                planned.append(self.stages.plan(parse_trigger(text, at=node.stage, lint=self.lint), scope.lex, on_build=True))
+                planned.append(self.stages.plan(parse_trigger(text, at=node.stage), scope.lex, on_build=True))
                 self.stages.link(node, planned[-1])
         except ChantierError as err:
             raise placed(err, self.program, node.ranges)
