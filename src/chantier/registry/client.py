@@ -47,7 +47,7 @@ class Registry:
         self._owner = owner
         self._insecure = insecure
         self._fields = fields
-        self._caller = shared.caller(settings, credentials, token, fields)
+        self._caller = shared.caller(settings, credentials, token, owner, fields)
 
     def insecure(self) -> Registry:
         """The same build's view for the exporter option registry.insecure: TLS unverified, or plain HTTP."""

@@ -58,17 +58,21 @@ class Registries:
         insecure: bool = False,
         fields: Mapping[str, object] = _NONE,
     ) -> Registry:
-        """The registries as one build sees them. `owner` names the build where places are shared out; `fields` go to its log."""
+        """The registries as one build sees them.
+
+        `owner` names the build: places are shared out by it, and a token the build's client fetched serves it alone.
+        `fields` go to its log.
+        """
         with self._mutex:
             settings = self._settings
         return Registry(self, settings, credentials=credentials, token=token, owner=owner, insecure=insecure, fields=fields)
 
     def caller(
-        self, settings: Settings, credentials: CredentialsFor, token: TokenFor | None, fields: Mapping[str, object]
+        self, settings: Settings, credentials: CredentialsFor, token: TokenFor | None, owner: str, fields: Mapping[str, object]
     ) -> Caller:
         return Caller(
             self.transport,
-            Authoriser(self.tokens, credentials, token),
+            Authoriser(self.tokens, credentials, token, holder=owner),
             policy=self._retry,
             plain=self._plain,
             peer_for=settings.peer_for,
