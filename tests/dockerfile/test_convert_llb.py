@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from chantier import llb
+from chantier.dockerfile import to_llb
 from chantier.dockerfile.bridge import FrontendResult, SourceMeta
 from chantier.dockerfile.frontend import frontend
 from chantier.dockerfile.options import Options
 from chantier.errors import ChantierError, DockerfileError, NotFoundError, UnsupportedError, UsageError
 from chantier.llb import caps
 from chantier.pb import ops_pb2 as pb
-from chantier.spec import dumps
+from chantier.spec import Platform, dumps
 
 from .fakes import BASE, FakeBridge
 
@@ -587,6 +588,21 @@ def test_a_missing_dockerfile(tmp_path: Path) -> None:
 
 def test_an_unknown_image_names_what_was_meant(tmp_path: Path) -> None:
     assert str(refused(tmp_path, "FROM alpin\nRUN x\n")).endswith("not found (did you mean alpine?)")
+
+
+def test_a_conversion_alone_asks_only_for_images() -> None:
+    bridge = FakeBridge({}, IMAGES)
+    text = b"FROM alpine AS one\nCOPY a /b\nLABEL x=y\n"
+    made = asyncio.run(to_llb(text, Options(labels={"z": "w"}), bridge, platform=Platform.parse("linux/arm64")))
+    assert not bridge.solved
+    assert made.image.config.labels == {"golden.base": "1", "x": "y", "z": "w"}
+    assert made.image.platform.architecture == "arm64"
+    assert [w.rule.name for w in made.warnings] == ["InvalidBaseImagePlatform"]
+    graph = llb.load(made.definition)
+    assert (
+        next(v for v in graph.vertices.values() if v.op.source.identifier == "local://context").name
+        == "[internal] load build context"
+    )
 
 
 # Options
