@@ -6,8 +6,9 @@ times. A directory has two: of its header, and of all that is in it (header, the
 looked up inside the tree, links included.
 
 Digests of an immutable result are kept with it (`content.results` by selector, `content.tree` by file) and in a small cache
-in memory. A tree that changes between builds (a local source; it is marked with VOLATILE) keeps only what can be checked: a
-file's digest with its inode, size and times. As in git's index, a file changed in the very tick it was read is not trusted.
+in memory. A tree that changes between builds (a local source; it is marked with VOLATILE, and each build has a frozen view of
+it) keeps only what can be checked: a file's digest with its inode, size and times. As in git's index, a file changed in the
+very tick it was read is not trusted.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from .ref import Ref
 
 VOLATILE = "content.volatile"
-"""Set (to anything) as meta of a record whose tree changes: its kept digests are checked against the files."""
+"""Set (to anything) as meta of a mutable record that views are taken of: its kept digests are checked against the files."""
 
 EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # of no bytes
 
@@ -97,8 +98,8 @@ def content_digest(
     selectors = selectors or (Selector(),)
     if ref is None:
         return combine([_of_nothing(selector) for selector in selectors])
-    volatile = ref.get_meta(VOLATILE) is not None
-    kept = {} if volatile else _load_results(ref)
+    volatile = ref.get_tree_meta(VOLATILE) is not None
+    kept = _load_results(ref)
     if any(selector.key not in kept for selector in selectors):
         kept |= _compute(ref, selectors, kept, volatile, step, sessions, cancelled)
     return combine([kept[selector.key] for selector in selectors])
@@ -151,10 +152,9 @@ def _compute(
             for selector in selectors:
                 if selector.key not in kept:
                     found[selector.key] = tree.digest(selector)
-        if not volatile:
-            _save_results(ref, found)
+        _save_results(ref, found)
         if tree.changed:
-            ref.set_meta(_TREE, tree.pack_checked() if volatile else tree.pack())
+            ref.set_tree_meta(_TREE, tree.pack_checked() if volatile else tree.pack())
             tree.changed = False
     return found
 
@@ -180,14 +180,13 @@ def _one_at_a_time(key: tuple[int, str], cancelled: Callable[[], bool]) -> Itera
 
 
 def _tree_of(ref: Ref, key: tuple[int, str], volatile: bool) -> ContentTree:
-    if volatile:
-        return ContentTree(known=unpack_checked(ref.get_meta(_TREE)))
     with _trees_lock:
         tree = _trees.get(key)
         if tree is not None:
             _trees.move_to_end(key)
             return tree
-    tree = ContentTree.unpack(ref.get_meta(_TREE))
+    kept = ref.get_tree_meta(_TREE)
+    tree = ContentTree(known=unpack_checked(kept)) if volatile else ContentTree.unpack(kept)
     with _trees_lock:
         _trees[key] = tree
         while len(_trees) > 20:

@@ -177,6 +177,13 @@ class Ref(_Handle):
         else:
             state.meta[key] = value
 
+    def get_tree_meta(self, key: str) -> bytes | None:
+        """As get_meta; of a frozen view it is what the mutable tree behind it keeps, which outlives the view."""
+        return self.cache.records.meta(self.state.record, key)
+
+    def set_tree_meta(self, key: str, value: bytes | None) -> None:
+        self.cache.records.set_meta(self.state.record, key, value)
+
 
 class MutableRef(_Handle):
     """A tree being written. `commit` makes it a Ref; `release` drops it, unless it has an index: then it is kept."""

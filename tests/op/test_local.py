@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local sources: what is taken, kept, shared and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from chantier.cache.content import VOLATILE, Selector, content_digest, unpack_checked
+from chantier.errors import NotFoundError, SessionError, UsageError
+from chantier.op.local import LocalOp
+from chantier.pb import ops_pb2 as pb
+from chantier.session.local import LocalSession
+from chantier.session.sync import Receiver, look, sync
+from chantier.session.types import FilesRequest
+from chantier.snapshot import mounted
+
+if TYPE_CHECKING:
+    from conftest import Bench, Job
+
+pytestmark = pytest.mark.root
+
+
+def op(bench: Bench, name: str = "context", **attrs: Any) -> LocalOp:
+    text = {f"local.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in attrs.items()}
+    return LocalOp(bench.vertex(pb.Op(source=pb.SourceOp(identifier=f"local://{name}", attrs=text))), bench.worker)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    root = tmp_path / "ctx"
+    (root / "d").mkdir(parents=True)
+    for name in ("a", "b", "d/x"):
+        (root / name).write_text(name)
+    os.chown(root / "a", 7, 8)
+    time.sleep(0.03)
+    return root
+
+
+def transferred(job: Job) -> int:
+    return job.statuses()[-1].current
+
+
+def test_taken_once_and_frozen(bench: Bench, context: Path, job: Job) -> None:
+    job.sessions.append(LocalSession(directories={"context": context}))
+    (ref,) = bench.run(op(bench), job=job)
+    assert bench.files(ref) == {"a": "a", "b": "b", "d": "/", "d/x": "d/x"}
+    assert job.statuses()[-1].id == "transferring context:"
+    assert job.statuses()[-1].completed is not None
+    assert transferred(job) == 5
+    assert ref is not None
+    first = content_digest(ref, [Selector(path="d")])
+    ref.release()
+    (context / "d/x").write_text("X/d")
+    (context / "a").unlink()
+    job.sessions[:] = [LocalSession(directories={"context": context})]
+    (again,) = bench.run(op(bench), job=job)
+    assert again is not None
+    assert bench.files(again) == {"b": "b", "d": "/", "d/x": "X/d"}
+    assert transferred(job) == 3
+    assert content_digest(again, [Selector(path="d")]) != first
+    again.release()
+    (context / "d/x").write_text("d/x")
+    (back,) = bench.run(op(bench), job=job)
+    assert content_digest(back, [Selector(path="d")]) == first
+
+
+def test_a_tree_in_use_is_not_touched(bench: Bench, context: Path, job: Job) -> None:
+    job.sessions.append(LocalSession(directories={"context": context}))
+    (one,) = bench.run(op(bench), job=job)
+    (context / "new").write_text("n")
+    (two,) = bench.run(op(bench), job=job)
+    assert one is not None
+    assert two is not None
+    assert one.id != two.id
+    assert "new" in bench.files(two)
+    assert "new" not in bench.files(one)
+
+
+def test_patterns_and_hints(bench: Bench, context: Path, job: Job) -> None:
+    (context / "l").symlink_to("d/x")
+    job.sessions.append(LocalSession(directories={"context": context}))
+    (ref,) = bench.run(op(bench, excludepatterns=["d"], sharedkeyhint="h"), job=job)
+    assert bench.files(ref).keys() == {"a", "b", "l"}
+    (ref,) = bench.run(op(bench, followpaths=["l"], differ="none"), job=job)
+    assert bench.files(ref).keys() == {"l", "d", "d/x"}
+    with pytest.raises(SessionError) as caught:
+        bench.run(op(bench, followpaths=["[a"]), job=job)
+    assert str(caught.value) == "rpc error: code = Unknown desc = invalid includepatterns: [[a]: syntax error in pattern"
+    with pytest.raises(UsageError, match="invalid pattern list"):
+        op(bench, excludepatterns="{")
+
+
+def test_interrupted_transfer_starts_anew(bench: Bench, context: Path, job: Job) -> None:
+    job.sessions.append(LocalSession(directories={"context": context}))
+    bench.run(op(bench), job=job)[0].release()  # type: ignore[union-attr]
+    (context / "c").mkdir()
+    (context / "c/later").write_text("l")
+    os.symlink("x", context / "d/y")
+
+    class Broken(LocalOp):
+        def _follow(self, mutable: Any, source: Path, progress: Any, cancelled: Any) -> None:
+            calls = iter([False, False, False, True])
+            super()._follow(mutable, source, progress, lambda: next(calls, True))
+
+    with pytest.raises(Exception, match="context canceled"):
+        bench.run(Broken(bench.vertex(pb.Op(source=pb.SourceOp(identifier="local://context"))), bench.worker), job=job)
+    (ref,) = bench.run(op(bench), job=job)
+    assert bench.files(ref) == {"a": "a", "b": "b", "c": "/", "c/later": "l", "d": "/", "d/x": "d/x", "d/y": "-> x"}
+
+
+def test_sessions(bench: Bench, context: Path, job: Job) -> None:
+    with pytest.raises(SessionError, match=r"^could not access local files without session$"):
+        bench.run(op(bench), job=job)
+    other, right = LocalSession(), LocalSession(directories={"context": context, "p-context": context / "d"})
+    job.sessions += [other, right]
+    (ref,) = bench.run(op(bench), job=job)
+    assert "a" in bench.files(ref)
+    (ref,) = bench.run(op(bench, session=f"p:{right.id}"), job=job)
+    assert bench.files(ref) == {"x": "d/x"}
+    with pytest.raises(NotFoundError, match=r'^no access allowed to dir "context"$'):
+        bench.run(op(bench, session=other.id), job=job)
+
+
+class Remote(LocalSession):
+    """A session whose directories lie elsewhere."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(shared_base="remote")
+        self.root = root
+
+    def directory(self, name: str) -> Path | None:
+        return None
+
+    async def receive(self, request: FilesRequest, into: Path) -> None:
+        with Receiver(into, look(into)) as receiver:
+            sync(self.root, request, receiver, compare_inodes=False)
+
+
+def test_directories_of_another_machine(bench: Bench, context: Path, job: Job) -> None:
+    job.sessions.append(Remote(context))
+    for _ in range(2):
+        (ref,) = bench.run(op(bench), job=job)
+        assert bench.files(ref) == {"a": "a", "b": "b", "d": "/", "d/x": "d/x"}
+        assert ref is not None
+        ref.release()
+        (context / "b").write_text("b")
+
+
+def test_metadata_only(bench: Bench, context: Path, job: Job) -> None:
+    job.sessions.append(LocalSession(directories={"context": context}))
+    (ref,) = bench.run(op(bench, metadatatransfer="true", metadatatransferexclude=["b"]), job=job)
+    assert ref is not None
+    with mounted(ref.mounts(), readonly=True) as root:
+        assert (root / "a").read_text() == ""
+        assert (root / "b").read_text() == "b"
+        listing = (root / ".fsutil-metadata").read_bytes()
+    assert listing.count(b"d/x") == 1
+
+
+def test_keys_are_random_and_by_session(bench: Bench, context: Path, job: Job) -> None:
+    job.sessions.append(LocalSession(directories={"context": context}))
+    key = bench.map_of(op(bench), job=job).digest
+    assert key.startswith("random:")
+    assert key == bench.map_of(op(bench), job=job).digest
+    assert key != bench.map_of(op(bench, excludepatterns=["x"]), job=job).digest
+    job.sessions[:] = [LocalSession(directories={"context": context})]
+    assert key != bench.map_of(op(bench), job=job).digest
+
+
+def test_digests_are_kept_with_the_tree(bench: Bench, context: Path, job: Job) -> None:
+    job.sessions.append(LocalSession(directories={"context": context}))
+    (ref,) = bench.run(op(bench), job=job)
+    assert ref is not None
+    time.sleep(0.03)
+    assert ref.get_tree_meta(VOLATILE) == b"1"
+    content_digest(ref)
+    ref.release()
+    (again,) = bench.run(op(bench), job=job)
+    assert again is not None
+    assert set(unpack_checked(again.get_tree_meta("content.tree"))) == {b"a", b"b", b"d/x"}
