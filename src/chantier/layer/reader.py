@@ -34,6 +34,7 @@ class TarReader:
         self._chunk = b""
         self._at = 0
         self._base = 0  # place of the chunk in the tar
+        self._over = False
         self._left = 0  # data of the current entry not yet read
         self._padding = 0
         self._entry: Entry | None = None
@@ -65,17 +66,21 @@ class TarReader:
 
     def drain(self) -> None:
         """Read what follows the end marker: it belongs to the digest."""
-        self._at = len(self._chunk)
-        while self._chunk:
-            self._base += len(self._chunk)
-            self._chunk = self._source()
-        self._at = 0
+        while self._more():
+            pass
 
-    def _fill(self) -> None:
+    def _more(self) -> bool:
+        """Go to the next chunk; False at the end, and then the source is not asked again."""
+        if self._over:
+            return False
         self._base += len(self._chunk)
         self._chunk = self._source()
         self._at = 0
-        if not self._chunk:
+        self._over = not self._chunk
+        return not self._over
+
+    def _fill(self) -> None:
+        if not self._more():
             raise self._bad("the tar ends within an entry")
 
     def _skip(self) -> None:
@@ -88,10 +93,7 @@ class TarReader:
         # Some writers (umoci insert) never close their tar: it ends right after the data of the last entry, as Go accepts.
         while padding > len(self._chunk) - self._at:
             padding -= len(self._chunk) - self._at
-            self._base += len(self._chunk)
-            self._chunk = self._source()
-            self._at = 0
-            if not self._chunk:
+            if not self._more():
                 return
         self._at += padding
 
@@ -113,21 +115,13 @@ class TarReader:
 
     def _block(self) -> bytes | None:
         """The next header block; None at the end: two zero blocks, or one and nothing more, or nothing."""
-        if self._at == len(self._chunk):
-            self._base += len(self._chunk)
-            self._chunk = self._source()
-            self._at = 0
-            if not self._chunk:
-                return None
+        if self._at == len(self._chunk) and not self._more():
+            return None
         block = self._take(BLOCK)
         if block != _ZEROS:
             return block
-        if self._at == len(self._chunk):
-            self._base += len(self._chunk)
-            self._chunk = self._source()
-            self._at = 0
-            if not self._chunk:
-                return None
+        if self._at == len(self._chunk) and not self._more():
+            return None
         if self._take(BLOCK) != _ZEROS:
             raise self._bad("a zero block stands between entries", at=self.position - 2 * BLOCK)
         return None
