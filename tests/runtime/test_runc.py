@@ -374,8 +374,8 @@ def test_the_next_start_ends_what_a_killed_engine_and_its_guard_left(state: Path
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         owner = next((state / "executor").iterdir())
-        (owner / id / "there").mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "none", str(owner / id / "there")], check=True)
+        (owner / "at" / id / "there").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(owner / "at" / id / "there")], check=True)
         assert recover(state / "executor") == []  # it lives
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         guards = [int(pid) for pid in children if b"chantier-guard" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -84,13 +84,16 @@ class RunOp:
             given = await self._given(job, inputs, place, stack)
             environment = await self._environment(job)
             network = await stack.enter_async_context(self._network())
-            ready = await self._worker.threaded(lambda cancelled: self._set_up(job, inputs, given, place, network, cancelled))
+            ready = await self._worker.threaded(
+                lambda cancelled: self._set_up(job, inputs, given, place, network, cancelled), _Ready.close
+            )
             try:
                 container = self._container(ready, environment, network)
                 ended = await runtime.run(container, output=lambda stream, data: job.step.log(data, stream))
-                results = await threaded(lambda _cancelled: self._finish(ready, ended), self._worker.threads)
-            finally:
-                await threaded(lambda _cancelled: ready.close(), self._worker.threads)
+            except BaseException:
+                await self._worker.threaded(lambda _cancelled: ready.close())
+                raise
+            results = await self._worker.threaded(lambda _cancelled: self._finish(ready, ended), _release_all)
         return [results.get(number) for number in range(max(results, default=-1) + 1)]
 
     def _runtime(self) -> Runtime:
@@ -113,7 +116,7 @@ class RunOp:
         try:
             yield place
         finally:
-            await threaded(lambda _cancelled: shutil.rmtree(place, ignore_errors=True), self._worker.threads)
+            _remove(place)
 
     async def _given(self, job: JobContext, inputs: Sequence[Ref | None], place: Path, stack: AsyncExitStack) -> Given:
         """Secrets, agents and cache mounts: what has to be asked or waited for."""
@@ -132,7 +135,8 @@ class RunOp:
                     serving = agent_socket(session, option.ID, path, uid=option.uid, gid=option.gid, mode=option.mode & 0o777)
                     sockets[index] = await stack.enter_async_context(serving)
         caches = await self._caches(inputs)
-        stack.push_async_callback(threaded, lambda _cancelled: release_caches(caches), self._worker.threads)
+        if caches:
+            stack.push_async_callback(self._worker.threaded, lambda _cancelled: release_caches(caches))
         return Given(secrets=secrets, sockets=sockets, caches=caches)
 
     async def _caches(self, inputs: Sequence[Ref | None]) -> dict[int, MutableRef]:
@@ -142,7 +146,8 @@ class RunOp:
             return {}
         # Waiting for a lock must not hold a thread that the lock's owner may need to finish.
         pool = None if pb.LOCKED in kinds else self._worker.threads
-        return await threaded(lambda cancelled: take_caches(self._worker.cache, mounts, inputs, cancelled), pool)
+        take = partial(take_caches, self._worker.cache, mounts, inputs)
+        return await threaded(take, pool, release_caches)
 
     async def _environment(self, job: JobContext) -> tuple[str, ...]:
         meta = self._op.meta
@@ -248,11 +253,14 @@ class RunOp:
 
     def _finish(self, ready: _Ready, ended: Exit) -> dict[int, Ref]:
         """In a thread: clean the root, unmount, and commit; or say how the process failed."""
-        ready.stubs.remove()
-        if ended.code not in (tuple(self._op.meta.validExitCodes) or (0,)) or ended.oom:
-            raise self._exit_error(ended)
-        ready.stage.unmount()
-        return ready.stage.commit()
+        try:
+            ready.stubs.remove()
+            if ended.oom or ended.code not in (tuple(self._op.meta.validExitCodes) or (0,)):
+                raise self._exit_error(ended)
+            ready.stage.unmount()
+            return ready.stage.commit()
+        finally:
+            ready.close()
 
     def _exit_error(self, ended: Exit) -> StepError:
         cause = "cannot allocate memory" if ended.oom else f"exit code: {ended.code}"
@@ -271,6 +279,23 @@ class _Ready:
 
     def close(self) -> None:
         self.stage.close()
+
+
+def _release_all(results: dict[int, Ref]) -> None:
+    for result in results.values():
+        result.release()
+
+
+def _remove(place: Path) -> None:
+    """A step's directory, which holds a few empty directories and small files in memory: no thread is worth it."""
+    for entry in os.scandir(place):
+        if entry.is_dir(follow_symlinks=False):
+            with suppress(OSError):  # still mounted, after a failure to unmount: the next recover() takes it
+                os.rmdir(entry.path)
+        else:
+            os.unlink(entry.path)
+    with suppress(OSError):
+        os.rmdir(place)
 
 
 def make_directory(rootfs: Path, path: str, user: User) -> None:

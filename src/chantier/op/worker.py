@@ -35,8 +35,11 @@ class Networks(Protocol):
 class JobView(Protocol):
     """The part of solver.types.JobContext that the helpers here need."""
 
-    step: Step
-    sessions: Sequence[Any]
+    @property
+    def step(self) -> Step: ...
+
+    @property
+    def sessions(self) -> Sequence[Any]: ...
 
 
 @dataclass(kw_only=True, eq=False)
@@ -100,39 +103,55 @@ class Worker:
         self.extra.clear()
         self.threads.shutdown()
 
-    async def threaded(self, call: Callable[[Callable[[], bool]], T]) -> T:
+    async def threaded(self, call: Callable[[Callable[[], bool]], T], undo: Callable[[T], None] | None = None) -> T:
         """`threaded` on this worker's own threads, so that operations never starve the loop's default pool."""
-        return await threaded(call, self.threads)
+        return await threaded(call, self.threads, undo)
 
 
-async def threaded(call: Callable[[Callable[[], bool]], T], pool: ThreadPoolExecutor | None = None) -> T:
+async def threaded(
+    call: Callable[[Callable[[], bool]], T], pool: ThreadPoolExecutor | None = None, undo: Callable[[T], None] | None = None
+) -> T:
     """Run `call(cancelled)` in a thread: the one way from an operation into the synchronous rooms.
 
     When the awaiting task is cancelled, `cancelled()` turns true and the task still waits for the thread to end, so that
-    nothing works on after the operation is gone; then CancelledError goes on.  Without a pool the call gets a thread of
-    its own: for calls that may wait for another operation, which would otherwise hold the threads that one needs.
+    nothing works on after the operation is gone; then CancelledError goes on. A result that comes nevertheless has no owner:
+    it is given to `undo`, without which a handle (what has a `release`) is released. Without a pool the call gets a thread
+    of its own: for calls that may wait for another operation, which would otherwise hold the threads that one needs.
     """
     flag = threading.Event()
-    future: Future[T]
-    if pool is not None:
-        future = pool.submit(call, flag.is_set)
-    else:
-        future = Future()
-        threading.Thread(target=_fulfil, args=(future, call, flag.is_set), name="chantier-wait", daemon=True).start()
-    waiting = asyncio.wrap_future(future)
+    waiting = asyncio.wrap_future(_start(call, flag.is_set, pool))
     try:
         return await asyncio.shield(waiting)
     except asyncio.CancelledError:
         flag.set()
-        while not waiting.done():
-            # A second cancellation must not let the thread out of sight either.
-            try:
-                await asyncio.wait((waiting,))
-            except asyncio.CancelledError:
-                continue
-        if not waiting.cancelled():
-            waiting.exception()  # marks it as seen: the cancellation is what is reported
+        await _ended(waiting)
+        if not waiting.cancelled() and waiting.exception() is None:  # an exception is seen now: the cancellation is reported
+            result = waiting.result()
+            drop = undo or (_release if hasattr(result, "release") else None)
+            if drop is not None:
+                await _ended(asyncio.wrap_future(_start(lambda _cancelled: drop(result), flag.is_set, pool)))
         raise
+
+
+async def _ended(waiting: asyncio.Future[Any]) -> None:
+    """Wait for a thread; a second cancellation must not let it out of sight either."""
+    while not waiting.done():
+        try:
+            await asyncio.wait((waiting,))
+        except asyncio.CancelledError:
+            continue
+
+
+def _release(handle: Any) -> None:
+    handle.release()
+
+
+def _start(call: Callable[[Callable[[], bool]], T], cancelled: Callable[[], bool], pool: ThreadPoolExecutor | None) -> Future[T]:
+    if pool is not None:
+        return pool.submit(call, cancelled)
+    future: Future[T] = Future()
+    threading.Thread(target=_fulfil, args=(future, call, cancelled), name="chantier-wait", daemon=True).start()
+    return future
 
 
 def _fulfil(future: Future[T], call: Callable[[Callable[[], bool]], T], cancelled: Callable[[], bool]) -> None:

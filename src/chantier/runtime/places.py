@@ -16,13 +16,15 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from chantier.kernel import MNT_DETACH, UMOUNT_NOFOLLOW, umount
+from chantier.kernel import MNT_DETACH, MS_NODEV, MS_NOSUID, UMOUNT_NOFOLLOW, mount, umount
 from chantier.spec import new_id
 
+_AT = "at"
 _DELETE_S = 10.0
 _PAUSES_S = (0.01, 0.05, 0.2, 0.0)
 
@@ -34,14 +36,16 @@ class Places:
         self.root = root
         self._owner: Path | None = None
         self._lock = -1
+        self._claiming = threading.Lock()
 
     @property
     def owner(self) -> Path:
         """This process's directory, made and locked at first use."""
-        if self._owner is None:
-            self._claim()
-        assert self._owner is not None
-        return self._owner
+        with self._claiming:
+            if self._owner is None:
+                self._claim()
+            assert self._owner is not None
+            return self._owner / _AT
 
     def _claim(self) -> None:
         self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -52,6 +56,7 @@ class Places:
                 fd = os.open(owner / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 if os.path.exists(owner / "lock"):
+                    _make_in_memory(owner / _AT)
                     self._owner, self._lock = owner, fd
                     return
                 os.close(fd)
@@ -70,6 +75,13 @@ class Places:
         clear(self._owner)
         self._owner = None
         os.close(self._lock)
+
+
+def _make_in_memory(directory: Path) -> None:
+    directory.mkdir(mode=0o711)
+    directory.chmod(0o711)  # whatever the umask
+    with suppress(PermissionError):  # no mounts for us here: then it lies on the disk, and containers will say why not
+        mount("tmpfs", os.fspath(directory), "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711")
 
 
 def recover(root: Path) -> list[str]:
@@ -110,9 +122,10 @@ def clear(owner: Path) -> None:
 
 
 def _end_containers(owner: Path) -> None:
-    names = [entry.name for entry in owner.iterdir() if entry.is_dir() and entry.name != "state"] if owner.is_dir() else []
-    binary = _text(owner / "runtime")
-    state = owner / "state"
+    at = owner / _AT
+    names = [entry.name for entry in at.iterdir() if entry.is_dir() and entry.name != "state"] if at.is_dir() else []
+    binary = _text(at / "runtime")
+    state = at / "state"
     left = sorted(entry.name for entry in state.iterdir()) if state.is_dir() else []
     for name in left:
         if binary:

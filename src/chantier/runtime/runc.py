@@ -212,8 +212,8 @@ class Runc:
         )
         # Values of secrets may stand in the environment: the bundle's reader is the runtime alone.
         fd = os.open(bundle / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            json.dump(described, file)
+        with os.fdopen(fd, "wb") as file:
+            file.write(json.dumps(described).encode())
 
     def _command(self, *args: str, log: Path | None = None) -> list[str]:
         logged = ["--log", str(log), "--log-format", "json"] if log is not None else []
