@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 REGULAR = b"0"
@@ -30,6 +31,8 @@ _LAYOUT = struct.Struct("100s 8s 8s 8s 12s 12s 8s 1s 100s 8s 32s 32s 8s 8s 155s 
 _BLANK_CHECKSUM = b" " * 8
 _NAME = 100
 _PREFIX = 155
+_SHORT = 1 << 21  # what seven octal digits hold
+_LONG = 1 << 33  # what eleven hold
 
 
 class Entry(NamedTuple):
@@ -54,6 +57,10 @@ def encode(entry: Entry) -> bytes:
     """The header blocks of `entry`. ValueError for a name that no tar can hold."""
     name = entry.name + b"/" if entry.type == DIRECTORY else entry.name
     seconds = entry.mtime_ns // 1_000_000_000
+    if not entry.xattrs and _is_plain(name) and _is_plain(entry.link):
+        _, _, _, uid, gid, size, *_ = entry
+        if 0 <= uid < _SHORT and 0 <= gid < _SHORT and 0 <= size < _LONG and 0 <= seconds < _LONG:
+            return _block(entry, name, b"", seconds)
     records: dict[str, bytes] = {XATTR + key: value for key, value in entry.xattrs.items()}
     prefix, rest = b"", name
     if len(name) > _NAME or not name.isascii():
@@ -79,6 +86,10 @@ def encode(entry: Entry) -> bytes:
         raise ValueError(f"the extended header of {name!r} is too long")
     head = _pax_header(name, len(data)) + data + bytes(-len(data) % BLOCK)
     return head + _block(entry._replace(link=_ascii(link)), _ascii(name), b"", seconds)
+
+
+def _is_plain(name: bytes) -> bool:
+    return len(name) <= _NAME and name.isascii() and b"\0" not in name
 
 
 def split_ustar(name: bytes) -> tuple[bytes, bytes] | None:
@@ -148,6 +159,7 @@ def _fits(width: int, value: int) -> bool:
     return 0 <= value < 1 << (width - 1) * 3
 
 
+@lru_cache(4096)
 def _octal(width: int, value: int) -> bytes:
     if not _fits(width, value):
         value = 0

@@ -21,6 +21,7 @@ _MODULUS = 65521  # Adler-32's
 _DECIMAL = re.compile(rb"-?[0-9]+\Z")
 _TIME = re.compile(rb"(-?)([0-9]*)(?:\.([0-9]*))?\Z")
 _KNOWN = frozenset([b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"S"])
+_MAX_KNOWN = 4096
 _MAX_SPARSE = 1 << 20  # pieces of one file
 _MAX_SIZE = (1 << 63) - 1
 
@@ -35,6 +36,7 @@ class TarReader:
         self._at = 0
         self._base = 0  # place of the chunk in the tar
         self._over = False
+        self._known: dict[bytes, int] = {}
         self._left = 0  # data of the current entry not yet read
         self._padding = 0
         self._entry: Entry | None = None
@@ -172,7 +174,16 @@ class TarReader:
             raise self._bad("wrong header checksum", at=start)
 
     def _number(self, field: bytes, what: str) -> int:
-        """Octal, or base-256 where the first bit is set (GNU)."""
+        """Octal, or base-256 where the first bit is set (GNU). Owners, modes and times repeat: most are known already."""
+        value = self._known.get(field)
+        if value is None:
+            value = self._parse_number(field, what)
+            if len(self._known) > _MAX_KNOWN:
+                self._known.clear()
+            self._known[field] = value
+        return value
+
+    def _parse_number(self, field: bytes, what: str) -> int:
         if field[0] & 0x80:
             bits = 8 * len(field) - 1  # what is left without the mark, in two's complement
             value = int.from_bytes(field, "big") - (1 << bits)

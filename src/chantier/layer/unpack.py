@@ -606,6 +606,8 @@ def failure(brief: str, err: OSError) -> ChantierError:
     text = f"{brief}: {err.strerror}"
     if err.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(text, hint="free some space or prune the cache")
+    if err.errno == errno.EINVAL and kernel.in_user_namespace():
+        return StoreError(text, hint="the user namespace may lack this owner's ids: see /etc/subuid and /etc/subgid")
     if err.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL):
         return IntegrityError(text)
     return StoreError(text)

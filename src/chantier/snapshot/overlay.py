@@ -98,8 +98,11 @@ def overlay_options() -> tuple[str, ...]:
     except OSError:
         pass  # an old kernel, or no overlayfs: then mounting will say so
     features = Path("/sys/module/overlay/parameters")
-    off = tuple(f"{name}=off" for name in ("index", "metacopy", "redirect_dir") if (features / name).exists())
-    return (*off, "userxattr") if kernel.in_user_namespace() else off
+    # In a user namespace `userxattr` alone turns the other two off, and refuses to hear of them (fs/overlayfs/params.c).
+    unprivileged = kernel.in_user_namespace()
+    names = ("index",) if unprivileged else ("index", "metacopy", "redirect_dir")
+    off = tuple(f"{name}=off" for name in names if (features / name).exists())
+    return (*off, "userxattr") if unprivileged else off
 
 
 def overlay_works(directory: Path) -> bool:
