@@ -13,10 +13,11 @@ After a content key found what the definition keys did not, links from these are
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from chantier.errors import ChantierError
+from chantier.errors import CancelledError_, ChantierError
 
 from .explain import explain_miss
 from .flight import Flight, gather
@@ -314,17 +315,16 @@ class ActiveEdge:
             solver.skip_inputs(vertex)
             vertex.cached(reason)
             if record.source:
-                await self._adopt(record)
+                self._adopt(record)
             return True
         return False
 
-    async def _adopt(self, record: CacheRecord) -> None:
+    def _adopt(self, record: CacheRecord) -> None:
         """Bring a record of an import, and what leads to it, into the main store."""
-        vertex, solver = self.vertex, self.vertex.solver
-        result = "" if self.result is None else await solver.save(self.result)
-        own = CacheRecord(key=record.key, result=result, created_at=record.created_at)
-        solver.writer.add(*vertex.store.adopt(record.key, record.source), Keep(key=record.key, record=own))
-        self.matched[record.key] = 0
+        key, at, writer = record.key, record.created_at, self.vertex.solver.writer
+        writer.add(*self.vertex.store.adopt(key, record.source))
+        writer.save(self.result, lambda made: (Keep(key=key, record=CacheRecord(key=key, result=made, created_at=at)),))
+        self.matched[key] = 0
 
     async def _follow(self, owner: ActiveEdge) -> None:
         """Take the result of an equal edge."""
@@ -332,7 +332,6 @@ class ActiveEdge:
         if self.merged_into is None:
             self.merged_into = owner
             vertex.merged.append(owner.vertex)
-            solver.index.merged(self, owner)
             for job in vertex.jobs:
                 solver.join(job, owner.vertex)
         await gather((owner.done,), self._done)
@@ -371,32 +370,42 @@ class ActiveEdge:
             return
         if vertex.outputs is None:
             vertex.explanation = explain_miss(self)
-        await gather((vertex.exec_flight,), self._done)
+        try:
+            await gather((vertex.exec_flight,), self._done)
+        except (asyncio.CancelledError, CancelledError_):
+            solver.index.disown(self)
+            raise
         outputs = vertex.outputs or ()
         if self.index >= len(outputs):
             raise vertex.failed(ChantierError(f"{vertex.name} has {len(outputs)} outputs, output {self.index} was asked for"))
         value = outputs[self.index]
-        await self._save(value)
+        self._save(value)
         self._set_result(None if value is None else value.clone())
 
-    async def _save(self, value: Any) -> None:
+    def _save(self, value: Any) -> None:
         """Keep the result under the key that these inputs already lead to, or under a new one."""
-        solver = self.vertex.solver
+        links: tuple[tuple[str, Link], ...] = ()
         if not self.probes:
-            keys: list[tuple[str, tuple[tuple[str, Link], ...]]] = [(root, ()) for root in self.roots if not is_volatile(root)]
+            keys = [root for root in self.roots if not is_volatile(root)]
         else:
-            links = [probe.kept() for probe in self.probes]
-            if not all(links):
+            kept = [probe.kept() for probe in self.probes]
+            if not all(kept):
                 return  # an input has no lasting key, so nobody could ever find this one
-            keys = [(self._lasting_key(), tuple(link for some in links for link in some))]
+            links = tuple(link for some in kept for link in some)
+            keys = [self._lasting_key()]
         if not keys:
             return
-        result = "" if value is None else await solver.save(value)
-        at = solver.clock()
-        for key, links_of_key in keys:
-            record = CacheRecord(key=key, result=result, created_at=at)
-            solver.writer.add(Keep(key=key, links=links_of_key, record=record, info=self._info(key, at)))
-            self.matched[key] = 0
+        at = self.vertex.solver.clock()
+        infos = [self._info(key, at) for key in keys]
+
+        def changes(id: str) -> list[Keep]:
+            return [
+                Keep(key=info.id, links=links, record=CacheRecord(key=info.id, result=id, created_at=at), info=info)
+                for info in infos
+            ]
+
+        self.vertex.solver.writer.save(value, changes)
+        self.matched.update(dict.fromkeys(keys, 0))
 
     def _lasting_key(self) -> str:
         if lasting := self.lasting_keys:

@@ -8,21 +8,18 @@ is the edge's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .keys import Link, fresh_key_id
 
 if TYPE_CHECKING:
     from .edge import ActiveEdge
-    from .vertex import ActiveVertex
 
 
 class ActiveIndex:
     def __init__(self) -> None:
         self._names: dict[tuple[str, Link], dict[str, int]] = {}
         self._owners: dict[str, ActiveEdge] = {}
-        self._loose = False  # some merge went to a deeper vertex: depths no longer rule out cycles
 
     def name(self, edge: ActiveEdge) -> None:
         """Give the edge its names: those of equal edges or a new one; and let others find it by all its inputs' keys."""
@@ -44,17 +41,19 @@ class ActiveIndex:
                         holders[name] = holders.get(name, 0) + 1
 
     def owner(self, edge: ActiveEdge) -> ActiveEdge | None:
-        """Who does the work of this edge already, if the edge may wait for it."""
+        """Who does or did the work of this edge.
+
+        An owner has the results of all its inputs and waits for no other edge: waiting for it can close no circle.
+        """
         for key in edge.all_keys():
             owner = self._owners.get(key)
-            while owner is not None and owner.merged_into is not None:
-                owner = owner.merged_into
-            if owner is not None and owner is not edge and self._may_merge(edge, owner):
+            # What ignores the cache may stand for what does not, and not the other way round.
+            if owner is not None and owner is not edge and (owner.vertex.ignoring or not edge.vertex.ignoring):
                 return owner
         return None
 
     def claim(self, edge: ActiveEdge) -> ActiveEdge | None:
-        """As `owner`; if there is none, the edge becomes it."""
+        """As `owner`; if there is none, the edge becomes it. All its inputs must have their results."""
         owner = self.owner(edge)
         if owner is None:
             for key in edge.all_keys():
@@ -62,12 +61,15 @@ class ActiveIndex:
                     edge.owned.add(key)
         return owner
 
-    def merged(self, edge: ActiveEdge, into: ActiveEdge) -> None:
-        self._loose |= into.vertex.depth > edge.vertex.depth
-        self._disown(edge)
+    def disown(self, edge: ActiveEdge) -> None:
+        """The edge does not do its work after all."""
+        for key in edge.owned:
+            if self._owners.get(key) is edge:
+                del self._owners[key]
+        edge.owned.clear()
 
     def forget(self, edge: ActiveEdge) -> None:
-        self._disown(edge)
+        self.disown(edge)
         for key, name in edge.registered:
             holders = self._names[key]
             holders[name] -= 1
@@ -76,44 +78,6 @@ class ActiveIndex:
                 if not holders:
                     del self._names[key]
         edge.registered.clear()
-        if not self._names and not self._owners:
-            self._loose = False
-
-    def _disown(self, edge: ActiveEdge) -> None:
-        for key in edge.owned:
-            if self._owners.get(key) is edge:
-                del self._owners[key]
-        edge.owned.clear()
-
-    def _may_merge(self, edge: ActiveEdge, owner: ActiveEdge) -> bool:
-        if edge.vertex.ignoring and not owner.vertex.ignoring:
-            return False
-        if edge.vertex is owner.vertex:
-            return False
-        # Waiting only ever goes to lesser or equal depth, and never back to one already merged: no cycle. Else look.
-        if not self._loose and owner.vertex.depth <= edge.vertex.depth:
-            return True
-        return not _reaches(owner.vertex, edge.vertex)
-
-
-def _reaches(start: ActiveVertex, goal: ActiveVertex) -> bool:
-    """Whether `start` may wait for `goal`, over inputs and merges."""
-    seen = {start}
-    stack = [start]
-    while stack:
-        vertex = stack.pop()
-        if vertex is goal:
-            return True
-        for other in _next(vertex):
-            if other not in seen:
-                seen.add(other)
-                stack.append(other)
-    return False
-
-
-def _next(vertex: ActiveVertex) -> Iterable[ActiveVertex]:
-    yield from (edge.vertex for edge in vertex.inputs)
-    yield from vertex.merged
 
 
 __all__ = ["ActiveIndex"]

@@ -180,7 +180,7 @@ class Job:
     async def _settle(self) -> None:
         """Wait until all that was cancelled under this job is over; an end may give up more below it."""
         leaving = self._solver.leaving
-        while tasks := [task for task, vertex in leaving.items() if self in vertex.jobs]:
+        while tasks := [task for task, vertex in leaving.items() if self in vertex.jobs and not task.done()]:
             await settle(tasks)
 
 

@@ -19,7 +19,7 @@ from .index import ActiveIndex
 from .job import Job
 from .keys import Drop, KeyStore
 from .status import VertexStatus, vertex_status
-from .types import CacheRecord, Edge, Resolve, Result, ResultStore, Vertex
+from .types import CacheRecord, Edge, Resolve, ResultStore, Vertex
 from .vertex import ActiveVertex
 from .writer import Writer
 
@@ -46,7 +46,7 @@ class Solver:
         self.store = CombinedKeyStore((KeySource(keys=keys, results=results),))
         self.index = ActiveIndex()
         self._executor = ThreadPoolExecutor(4, thread_name_prefix="solver")
-        self.writer = Writer(keys, self._executor)
+        self.writer = Writer(keys, results, self._executor)
         self.leaving: dict[asyncio.Future[None], ActiveVertex] = {}  # cancelled tasks that are not over
         self._active: dict[str, ActiveVertex] = {}
         self._jobs: dict[str, Job] = {}
@@ -178,10 +178,6 @@ class Solver:
         if value is None and record.source == 0:
             self.writer.add(Drop(key=record.key, result=record.result))
         return value is not None, value
-
-    async def save(self, result: Result) -> str:
-        """Have the result kept; its id."""
-        return await self.in_thread(self.store.sources[0].results.save, result)
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)

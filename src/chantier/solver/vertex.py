@@ -64,7 +64,6 @@ class ActiveVertex:
         "_op",
         "_statuses",
         "content_keys",
-        "depth",
         "digest",
         "edges",
         "event",
@@ -90,7 +89,6 @@ class ActiveVertex:
         self.digest = digest  # differs from the vertex's for a variant that ignores the cache
         self.name = vertex.name
         self.inputs = inputs
-        self.depth: int = 1 + max((edge.vertex.depth for edge in inputs), default=-1)
         self.jobs: dict[Job, None] = {}
         self.merged: list[ActiveVertex] = []  # vertices whose result stands for one of ours
         self.edges: dict[int, ActiveEdge] = {}

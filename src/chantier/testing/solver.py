@@ -186,6 +186,7 @@ class MemoryKeyStore:
         self._to: dict[str, dict[tuple[str, Link], None]] = {}
         self._records: dict[str, dict[str, CacheRecord]] = {}
         self._infos: dict[str, KeyInfo] = {}
+        self._by_op: dict[str, dict[str, None]] = {}
         self.applied = 0  # transactions
 
     def children(self, parents: Collection[str], link: Link) -> set[str]:
@@ -210,7 +211,7 @@ class MemoryKeyStore:
 
     def find(self, op: str, limit: int = 16) -> list[KeyInfo]:
         with self._lock:
-            infos = [info for info in self._infos.values() if info.op == op]
+            infos = [self._infos[key] for key in self._by_op.get(op, ())]
         return sorted(infos, key=lambda info: (-info.created_at, info.id))[:limit]
 
     def apply(self, changes: Sequence[Change]) -> None:
@@ -228,6 +229,7 @@ class MemoryKeyStore:
                     self._records.setdefault(change.key, {})[change.record.result] = change.record
                 if change.info is not None:
                     self._infos[change.key] = change.info
+                    self._by_op.setdefault(change.info.op, {})[change.key] = None
 
     def keys_of(self, result: str) -> list[str]:
         with self._lock:
@@ -245,7 +247,8 @@ class MemoryKeyStore:
                 if key not in self._to and key not in self._infos:
                     continue
                 removed += 1
-                self._infos.pop(key, None)
+                if (info := self._infos.pop(key, None)) is not None:
+                    del self._by_op[info.op][key]
                 for parent, link in self._to.pop(key, {}):
                     del self._links[parent, link][key]
                     del self._from[parent][link, key]
