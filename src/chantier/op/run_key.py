@@ -15,13 +15,15 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from chantier.cache.content import Selector
 from chantier.errors import UsageError
 from chantier.llb.definition import Graph
 from chantier.pb import ops_pb2 as pb
-from chantier.solver.types import CacheMap, Dep
+from chantier.solver.types import CacheMap, ContentKey, Dep
 from chantier.spec import Platform
 from chantier.spec.gojson import dumps
 
+from .file import content_key, dedupe
 from .mounts import ROOT, cache_index
 from .worker import Worker
 
@@ -108,10 +110,10 @@ def _deps(op: pb.ExecOp, inputs: int, worker: Worker) -> Iterable[Dep]:
         use.by_content = use.by_content and _by_content(mount, selector)
     for use in uses:
         # One mount of the whole makes every selection beside it a part of what counts anyway.
-        selectors = _outermost(use.selectors) if not use.whole else []
+        paths = use.selectors if not use.whole else []
         yield Dep(
-            selector=_digest_of(use.selectors if not use.whole else []),
-            content=_content(selectors, worker) if use.by_content else None,
+            selector=_digest_of(paths),
+            content=_content(paths, worker) if use.by_content else None,
             prepare=_prepare(worker),
         )
 
@@ -132,30 +134,13 @@ def _digest_of(selectors: Sequence[str]) -> str:
     return "sha256:" + hashlib.sha256("\0".join(selectors).encode()).hexdigest() if selectors else ""
 
 
-def _outermost(paths: Sequence[str]) -> list[str]:
-    """Paths without those that lie below another."""
-    out: list[str] = []
-    for path in sorted(set(paths)):
-        if not any(path.startswith(kept + "/") for kept in out):
-            out.append(path)
-    return out
-
-
-def _content(paths: Sequence[str], worker: Worker) -> Callable[[Any, Any], Awaitable[str]]:
-    async def content(job: Any, result: Ref | None) -> str:
-        from chantier.cache.content import Selector, content_digest
-
-        selectors = [Selector(path=path, follow_links=True) for path in paths]
-        return await worker.threaded(
-            lambda cancelled: content_digest(result, selectors, step=job.step, sessions=job.sessions, cancelled=cancelled)
-        )
-
-    return content
+def _content(paths: Sequence[str], worker: Worker) -> ContentKey:
+    return content_key(worker, dedupe([Selector(path=path, follow_links=True) for path in paths]))
 
 
 def _prepare(worker: Worker) -> Callable[[Any, Any], Awaitable[None]]:
     async def prepare(job: Any, result: Ref | None) -> None:
-        if result is not None:
+        if result is not None and result.lazy:
             await worker.threaded(lambda cancelled: result.realise(step=job.step, sessions=job.sessions, cancelled=cancelled))
 
     return prepare
