@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cache_parts import Home
@@ -217,17 +222,46 @@ def test_fetch_blobs_brings_bytes_without_unpacking(home: Home) -> None:
 
 
 def test_a_record_whose_tree_is_lost_is_fetched_again(home: Home) -> None:
-    import shutil
-
     ref = home.image({"a": "1"})
     ref.realise()
     shutil.rmtree(home.snapshots.upper(str(ref.record.snapshot)))
     assert home.tree(home.cache.get(ref.id)) == {"a": "1"}
 
 
-def test_a_lost_result_of_a_step_is_not_found(home: Home) -> None:
-    import shutil
+def test_a_lost_tree_further_down_is_fetched_again(home: Home) -> None:
+    ref = home.image({"a": "1"}, {"b": "2"}, {"c": "3"})
+    ref.realise()
+    below = home.cache.records.get(ref.parents[0])
+    shutil.rmtree(home.snapshots.upper(str(below.snapshot)))
+    assert home.tree(home.image({"a": "1"}, {"b": "2"}, {"c": "3"})) == {"a": "1", "b": "2", "c": "3"}
+    home.cache.prune(Policy(max_used_space=10**9))
+    clean(home)
 
+
+PULL = """
+import sys
+from pathlib import Path
+from cache_parts import Home
+home = Home(Path(sys.argv[1]))
+home.fetcher.pause_s, home.fetcher.chunk = 0.01, 50
+ref = home.image(*({f"f{i}": "x" * 1000} for i in range(4)))
+assert home.tree(ref) == {f"f{i}": "x" * 1000 for i in range(4)}
+print(len(home.fetcher.calls))
+home.close()
+"""
+
+
+def test_processes_make_it_once(home: Home) -> None:
+    argv = [sys.executable, "-c", PULL, str(home.path)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    children = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) for _ in range(3)]
+    counts = [int(child.communicate(timeout=60)[0]) for child in children]
+    assert sum(counts) == 4
+    assert len(list(home.snapshots.walk())) == 4
+    clean(home)
+
+
+def test_a_lost_result_of_a_step_is_not_found(home: Home) -> None:
     ref = home.step(None, {"a": "1"})
     shutil.rmtree(home.snapshots.upper(str(ref.record.snapshot)))
     ref.release()

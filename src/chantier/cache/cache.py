@@ -127,7 +127,9 @@ class Cache:
         if record is None:
             return None
         point("image.recorded")
-        return Ref(self, self.handles.acquire(record.id))
+        ref = Ref(self, self.handles.acquire(record.id))
+        self._intact(record.id)
+        return ref
 
     def _insert_layer(
         self, layer: LayerSource, parent: Record | None, chain: str, blob_chain: str, description: str, record_type: str
@@ -225,13 +227,19 @@ class Cache:
         raise NotFoundError(f"no cache record {id!r}: its files are gone")
 
     def _intact(self, id: str) -> bool:
-        """Whether the record's tree is there, or can be made from its blobs; a lost snapshot is forgotten."""
+        """Whether the record's tree is there, or can be made again; lost snapshots are forgotten, its own and its parents'."""
         record = self.records.get(id)
         if record.snapshot is None or snapshot_exists(self.snapshots, record.snapshot):
             return True
-        if not can_be_made(self.records, self.blobs, id):
-            return False
-        self.records.set_snapshot(id, None)
+        todo = [id]
+        while todo:
+            record = self.records.get(todo.pop())
+            todo.extend(record.made_of)
+            if record.snapshot is None or snapshot_exists(self.snapshots, record.snapshot):
+                continue
+            if not can_be_made(self.records, self.blobs, record.id):
+                return False
+            self.records.set_snapshot(record.id, None)
         return True
 
     def exists(self, id: str) -> bool:

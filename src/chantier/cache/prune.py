@@ -18,6 +18,7 @@ from chantier.store.trace import point
 
 from .records import Record, Records
 
+_KEEP_PARTIAL_S = 86400.0
 _log = logging.getLogger(__name__)
 
 
@@ -111,8 +112,10 @@ class Pruner:
                         on_removed(records[eviction.id])
         self._records.forget_sources()
         everything = any(policy.all and not policy.keep_duration_ns and not policy.filters for policy in policies)
-        # A blob without an owner may be one that a running build is about to use.
-        self._blobs.collect(grace_ns=0 if everything and not self._root.holds.any() else GRACE_NS)
+        # A blob without an owner may be one that a running build is about to use; a part of one may yet be resumed.
+        idle = everything and not self._root.holds.any()
+        self._blobs.collect(grace_ns=0 if idle else GRACE_NS)
+        self._blobs.recover(alone=False, keep_partial_s=0 if idle else _KEEP_PARTIAL_S)
         point("prune.blobs")
         self.sweep()
         return removed

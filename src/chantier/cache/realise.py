@@ -7,6 +7,7 @@ named, in one transaction. Without (`Native`) each layer needs the tree below it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
@@ -21,6 +22,7 @@ from .fetch import Blobs
 from .records import BASE, LAYER, Record, Records
 from .work import Work, side_by_side
 
+_log = logging.getLogger(__name__)
 _WORKERS = 8
 
 
@@ -60,9 +62,13 @@ class Trees:
         try:
             yield key
         finally:
-            if not self.records.snapshot_users(key):
-                self.snapshots.remove(key)
-            self.root.holds.remove("snapshot", key)
+            try:
+                if not self.records.snapshot_users(key):
+                    self.snapshots.remove(key)
+                self.root.holds.remove("snapshot", key)
+            except StoreError as err:
+                # On a full disk the hold stays until this process ends, then it is swept; what went wrong before is told.
+                _log.warning("failed to clean up snapshot %s: %s", key, err)
 
     def _chain(self, record: Record, work: Work) -> None:
         chain, bottom = self._missing(record)

@@ -128,9 +128,7 @@ class BlobStore:
         `on_bytes` is called with the offset after each write.
         """
         if key is None:
-            path = self._ingest / f"{new_id()}.part"
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            path, fd = self._new_part()
         else:
             path = self._ingest / f"key-{hashlib.sha256(key.encode()).hexdigest()}.part"
             fd = _open_keyed(path, cancelled)
@@ -140,6 +138,15 @@ class BlobStore:
         except BaseException:
             os.close(fd)
             raise
+
+    def _new_part(self) -> tuple[Path, int]:
+        while True:
+            path = self._ingest / f"{new_id()}.part"
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return path, fd
+            os.close(fd)  # a recover() took it for a dead writer's before we held the lock
 
     def put(self, data: bytes, *, media_type: str = "", labels: Mapping[str, str] | None = None) -> Digest:
         """Store a small blob (a manifest, a config)."""

@@ -50,10 +50,11 @@ class Db:
             cursor = connection.execute("BEGIN IMMEDIATE")
             try:
                 yield cursor
+                connection.commit()
             except BaseException:
-                connection.rollback()
+                if connection.in_transaction:  # SQLite itself rolls back after some errors, a full disk among them
+                    connection.rollback()
                 raise
-            connection.commit()
 
     def close(self) -> None:
         with self._lock:
@@ -86,5 +87,7 @@ def _translated(path: Path) -> Iterator[None]:
                 f"failed to write {path}: no space left on device", hint="free some space or prune the cache"
             ) from err
         raise StoreError(f"failed to use the database {path}: {err}") from err
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise  # a mistake of the caller's, not the file's
     except sqlite3.DatabaseError as err:
         raise StoreError(f"the database {path} is damaged: {err}", hint="run `chantier fsck --repair`") from err
