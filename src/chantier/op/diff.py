@@ -45,7 +45,10 @@ class DiffOp:
         if lower is None and upper is not None:
             return [upper.clone()]
         cache = self._worker.cache
-        return [await self._worker.threaded(lambda _cancelled: cache.diff(lower, upper, description=self._name))]
+        made = await self._worker.threaded(
+            lambda _: cache.diff(lower, upper, description=self._name), lambda ref: ref.release() if ref is not None else None
+        )
+        return [made]
 
     def _input(self, inputs: Sequence[Ref | None], index: int, which: str) -> Ref | None:
         if index == -1:

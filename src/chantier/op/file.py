@@ -72,7 +72,7 @@ class FileOp:
             with _Run(self._worker, self._name, self._actions, inputs, cancelled) as run:
                 return run.results(outputs)
 
-        return await self._worker.threaded(work)
+        return await self._worker.threaded(work, _release)
 
     # -- the key
 
@@ -141,7 +141,7 @@ def content_key(worker: Worker, selectors: Sequence[Selector]) -> Callable[[Any,
 
 def worker_id(worker: Worker) -> str:
     """What stands before `::` in the id of a result, as clients print it."""
-    return str(worker.extra.setdefault("id", new_id()))
+    return str(worker.kept("id", new_id))
 
 
 def dedupe(selectors: Sequence[Selector]) -> list[Selector]:
@@ -179,6 +179,12 @@ def _outputs(actions: Sequence[pb.FileAction]) -> list[int]:
         if number not in found:
             raise UsageError(f"missing output index {number}")
     return [found[number] for number in range(len(found))]
+
+
+def _release(refs: Sequence[Ref | None]) -> None:
+    for ref in refs:
+        if ref is not None:
+            ref.release()
 
 
 class _Tree:

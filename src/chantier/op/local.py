@@ -104,14 +104,14 @@ class LocalOp:
     async def _take(self, job: JobContext, session: Session) -> Ref:
         source = session.directory(self._name)
         progress = _Progress(job, self._name)
-        mutable = await self._worker.threaded(lambda _cancelled: self._mutable(session))
+        mutable = await self._worker.threaded(lambda _cancelled: self._mutable(session), lambda made: made.release())
         try:
             if source is not None:
                 await self._worker.threaded(lambda cancelled: self._follow(mutable, source, progress, cancelled))
             else:
                 await self._receive(mutable, session)
             progress.done()
-            return await self._worker.threaded(lambda _cancelled: mutable.freeze())
+            return await self._worker.threaded(lambda _cancelled: mutable.freeze(), lambda view: view.release())
         finally:
             mutable.release()  # has no effect on one that was frozen
 

@@ -49,7 +49,9 @@ class MergeOp:
             return [None]
         if len(refs) == 1:
             return [refs[0].clone()]
-        return [await self._worker.threaded(lambda _cancelled: self._worker.cache.merge(refs, description=self._name))]
+        cache = self._worker.cache
+        made = await self._worker.threaded(lambda _: cache.merge(refs, description=self._name), lambda ref: ref.release())
+        return [made]
 
 
 __all__ = ["MergeOp"]

@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files from the web as sources (semantics.md 3.12): ADD of a URL, contexts that are URLs or standard input.
+
+The key is what the file holds, so a file is fetched to know its key; with a checksum the checksum is the key and nothing is
+asked. Files that came with an ETag are kept under their URL and asked for conditionally the next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import posixpath
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from chantier.errors import (
+    CancelledError_,
+    ChantierError,
+    DiskFullError,
+    IntegrityError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+)
+from chantier.kernel import write_all
+from chantier.llb.definition import LoadedVertex
+from chantier.pb import ops_pb2 as pb
+from chantier.snapshot import mounted
+from chantier.solver.types import CacheMap
+from chantier.spec import Digest, dumps
+
+from .worker import Worker, ask
+
+if TYPE_CHECKING:
+    import urllib3
+
+    from chantier.cache import Ref
+    from chantier.progress import Step
+    from chantier.session.types import Session
+    from chantier.solver.types import JobContext
+
+SESSION_HOST = "buildkit-session"
+_META = "http.source"
+_CHUNK = 256 << 10
+_ATTEMPTS = 3
+_BACK_OFF_S = 0.5
+_HEADER_ATTRS = ("accept", "user-agent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """A fetched file: the record that holds it and what is known of it."""
+
+    ref: str
+    digest: str
+    etag: str = ""
+    modified: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _NoJob:
+    """What asks when there is no vertex: a question for metadata."""
+
+    sessions: Sequence[Any]
+
+
+class HttpOp:
+    """Implements `solver.types.Op`. Knows what it fetched for the key when it is run."""
+
+    def __init__(self, vertex: LoadedVertex, worker: Worker) -> None:
+        self._worker = worker
+        self._source = _Source(vertex.op.source)
+        self._found: _File | None = None
+        self._lock = asyncio.Lock()
+
+    def acquire(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
+        source = self._source
+        checksum, modified = source.checksum, None
+        if not checksum:
+            found = await self._fetched(job)
+            checksum, modified = found.digest, found.modified
+        key = {
+            "Filename": source.filename,
+            "Perm": source.mode,
+            "UID": source.uid,
+            "GID": source.gid,
+            "Checksum": checksum,
+            "LastModTime": modified,
+            "AuthHeaderSecret": source.auth_secret,
+            "Header": [[name, source.headers[name]] for name in sorted(source.headers)],
+        }
+        detail = b"buildkit.source.v0:" + dumps(key)
+        return CacheMap(digest="sha256:" + hashlib.sha256(detail).hexdigest(), detail=detail), True
+
+    async def run(self, job: JobContext, inputs: Sequence[Ref | None]) -> Sequence[Ref | None]:
+        """Raises IntegrityError if the content is not that of the checksum."""
+        found = await self._fetched(job)
+        want = self._source.checksum
+        if want and found.digest != want:
+            raise IntegrityError(f"digest mismatch for {self._source.url}: {found.digest} (expected: {want})")
+        try:
+            return [await self._get(found)]
+        except NotFoundError:  # pruned since the key was made
+            self._found = None
+            return [await self._get(await self._fetched(job))]
+
+    async def _get(self, found: _File) -> Ref:
+        return await self._worker.threaded(lambda _: self._worker.cache.get(found.ref), lambda ref: ref.release())
+
+    async def _fetched(self, job: JobContext) -> _File:
+        async with self._lock:
+            if self._found is None:
+                self._found = await self._fetch(job)
+            return self._found
+
+    async def _fetch(self, job: JobContext) -> _File:
+        source = self._source
+        if source.host == SESSION_HOST:
+            return await self._from_session(job)
+        headers = await source.request_headers(job)
+        return await self._worker.threaded(lambda cancelled: _Fetch(self._worker, source, headers, job.step, cancelled).run())
+
+    async def _from_session(self, job: JobContext) -> _File:
+        """A stream that the client offers. It can be read once."""
+        id = posixpath.basename(urlsplit(self._source.url).path)
+        stream: AsyncIterator[bytes] | None = None
+        for session in tuple(job.sessions):
+            try:
+                stream = await session.upload(id)
+                break
+            except NotFoundError:
+                continue
+        if stream is None:
+            raise NotFoundError(f"failed to load {self._source.url}: no client offers it")
+        store = _Store(self._worker, self._source, self._source.filename or id, job.step)
+        await self._worker.threaded(lambda _: store.open())
+        try:
+            async for chunk in stream:
+                await self._worker.threaded(lambda _, data=chunk: store.write(data))  # type: ignore[misc]
+            return await self._worker.threaded(lambda _: store.commit(etag="", modified=None))
+        except BaseException:
+            await self._worker.threaded(lambda _: store.abort())
+            raise
+
+
+async def last_modified(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any]) -> int | None:
+    """The time of Last-Modified in seconds since the epoch, if the server says one."""
+    parsed = _Source(source)
+    if parsed.host == SESSION_HOST:
+        return None
+    headers = await parsed.request_headers(_NoJob(tuple(sessions)))
+
+    def head(cancelled: Callable[[], bool]) -> int | None:
+        with _request("HEAD", parsed.url, headers, cancelled) as response:
+            return _modified(response.headers) if response.status < 400 else None
+
+    return await worker.threaded(head)
+
+
+class _Source:
+    """The vertex's attributes, checked."""
+
+    def __init__(self, source: pb.SourceOp) -> None:
+        attrs = source.attrs
+        self.url = source.identifier
+        self.host = urlsplit(self.url).netloc.rpartition("@")[2]
+        self.checksum = attrs.get("http.checksum", "")
+        if self.checksum:
+            Digest.parse(self.checksum)
+        self.filename = attrs.get("http.filename", "")
+        self.mode = _number(attrs.get("http.perm", ""), 8, "http.perm", 0o600)
+        self.uid = _number(attrs.get("http.uid", ""), 10, "http.uid", 0)
+        self.gid = _number(attrs.get("http.gid", ""), 10, "http.gid", 0)
+        self.auth_secret = attrs.get("http.authheadersecret", "")
+        self.headers = {name: attrs[f"http.header.{name}"] for name in _HEADER_ATTRS if f"http.header.{name}" in attrs}
+        if any(key.startswith("http.sig.") for key in attrs):
+            raise UnsupportedError(f"failed to load {self.url}: PGP signatures of HTTP sources are not checked by this engine")
+
+    @property
+    def index(self) -> str:
+        """Names all that a kept file must agree in. A digest of it, as a URL may hold secrets."""
+        made = [self.url, self.filename, self.mode, self.uid, self.gid, sorted(self.headers.items()), self.auth_secret]
+        return "http:" + hashlib.sha256(dumps(made)).hexdigest()
+
+    async def request_headers(self, job: Any) -> dict[str, str]:
+        headers = {"user-agent": "chantier/0.1", **self.headers}
+        authorization = await self._authorization(job)
+        if authorization:
+            headers["authorization"] = authorization
+        return headers
+
+    async def _authorization(self, job: Any) -> str:
+        if self.auth_secret:
+            value = await _secret(job, self.auth_secret)
+            if value is None:
+                raise NotFoundError(f"failed to retrieve HTTP auth secret {self.auth_secret}: not found")
+            return value
+        header = await _secret(job, f"HTTP_AUTH_HEADER_{self.host}")
+        if header is not None:
+            return header
+        token = await _secret(job, f"HTTP_AUTH_TOKEN_{self.host}")
+        return f"Bearer {token}" if token is not None else ""
+
+
+async def _secret(job: Any, id: str) -> str | None:
+    async def question(session: Session) -> bytes | None:
+        return await session.secret(id)
+
+    value = await ask(job, question)
+    return value.decode("latin-1").strip() if value is not None else None
+
+
+def _number(text: str, base: int, name: str, default: int) -> int:
+    if not text:
+        return default
+    try:
+        return int(text, base)
+    except ValueError as err:
+        raise UsageError(f"invalid {name} {text!r} of an HTTP source") from err
+
+
+class _Fetch:
+    """One fetch in a thread: kept files first, conditionally, then the whole."""
+
+    def __init__(
+        self, worker: Worker, source: _Source, headers: Mapping[str, str], step: Step, cancelled: Callable[[], bool]
+    ) -> None:
+        self._worker = worker
+        self._source = source
+        self._headers = dict(headers)
+        self._step = step
+        self._cancelled = cancelled
+
+    def run(self) -> _File:
+        kept = self._kept()
+        try:
+            found = self._head(kept) if kept else None
+            if found is None:
+                found = self._get(kept)
+            return found
+        finally:
+            for _, ref in kept.values():
+                ref.release()
+
+    def _kept(self) -> dict[str, tuple[_File, Ref]]:
+        """Files of this URL by ETag, held."""
+        cache = self._worker.cache
+        found: dict[str, tuple[_File, Ref]] = {}
+        for id in cache.find(self._source.index):
+            try:
+                ref = cache.get(id)
+            except NotFoundError:
+                continue
+            file = _load(ref)
+            wanted = self._source.checksum
+            if file is None or not file.etag or file.etag in found or (wanted and file.digest != wanted):
+                ref.release()
+            else:
+                found[file.etag] = (file, ref)
+        return found
+
+    def _conditional(self, kept: Mapping[str, Any]) -> dict[str, str]:
+        return {**self._headers, "if-none-match": ", ".join(f'"{tag}"' for tag in kept)} if kept else self._headers
+
+    def _head(self, kept: Mapping[str, tuple[_File, Ref]]) -> _File | None:
+        # Some servers give another ETag for what they would compress; HEAD costs nothing, so ask for that one too.
+        headers = {**self._conditional(kept), "accept-encoding": "gzip"}
+        try:
+            with _request("HEAD", self._source.url, headers, self._cancelled) as response:
+                return self._match(response, kept)
+        except CancelledError_:
+            raise
+        except ChantierError:  # servers that know no HEAD: GET decides
+            return None
+
+    def _match(self, response: urllib3.BaseHTTPResponse, kept: Mapping[str, tuple[_File, Ref]]) -> _File | None:
+        if response.status not in (200, 304):
+            return None
+        found = kept.get(_etag(response.headers))
+        if found is None and response.status == 304 and len(kept) == 1:  # RFC 9110 wants the ETag; not all send it
+            found = next(iter(kept.values()))
+        return found[0] if found is not None else None
+
+    def _get(self, kept: Mapping[str, tuple[_File, Ref]]) -> _File:
+        source = self._source
+        with _request("GET", source.url, self._conditional(kept), self._cancelled) as response:
+            if response.status == 304:
+                found = self._match(response, kept)
+                if found is not None:
+                    return found
+            if response.status < 200 or response.status >= 400:
+                raise ChantierError(f"invalid response status {response.status}", hint=f"from {_shown(source.url)}")
+            name = source.filename or _filename(response, source.url)
+            store = _Store(self._worker, source, name, self._step)
+            store.total = int(response.headers.get("content-length") or 0)
+            store.open()
+            try:
+                self._copy(response, store)
+                return store.commit(etag=_etag(response.headers), modified=_modified(response.headers))
+            except BaseException:
+                store.abort()
+                raise
+
+    def _copy(self, response: urllib3.BaseHTTPResponse, store: _Store) -> None:
+        import urllib3
+
+        try:
+            for chunk in response.stream(_CHUNK, decode_content=True):
+                if self._cancelled():
+                    raise CancelledError_
+                store.write(chunk)
+        except (urllib3.exceptions.HTTPError, OSError) as err:
+            raise ChantierError(f"failed to load {_shown(self._source.url)}: {err}") from err
+
+
+class _Store:
+    """A new result that holds one file, while it is written."""
+
+    def __init__(self, worker: Worker, source: _Source, name: str, step: Step) -> None:
+        self._cache = worker.cache
+        self._source = source
+        self._name = _safe_name(name)
+        self._step = step
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._told = 0
+        self._started: int | None = None
+        self.total = 0
+
+    def open(self) -> None:
+        self._mutable = self._cache.new(None, description=f"http url {_shown(self._source.url)}", record_type="source.http")
+        try:
+            self._mount = mounted(self._mutable.mounts())
+            root = self._mount.__enter__()
+            self._fd = os.open(root / self._name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except BaseException:
+            self._mutable.release()
+            raise
+
+    def write(self, data: bytes) -> None:
+        try:
+            write_all(self._fd, data)
+        except OSError as err:
+            raise DiskFullError(f"failed to write {self._name}: {(err.strerror or '').lower()}") from err
+        self._hash.update(data)
+        self._size += len(data)
+        if self._size - self._told >= 4 << 20:
+            self._tell()
+
+    def _tell(self, *, done: bool = False) -> None:
+        self._told = self._size
+        self._started = self._step.status(
+            f"downloading {self._name}",
+            name="downloading",
+            current=self._size,
+            total=self.total,
+            started=self._started,
+            done=done,
+        )
+
+    def commit(self, *, etag: str, modified: int | None) -> _File:
+        os.fchown(self._fd, self._source.uid, self._source.gid)
+        os.fchmod(self._fd, self._source.mode & 0o7777)
+        at = (modified or 0) * 1_000_000_000  # epoch 0: the same file makes the same layer whenever it is fetched
+        os.utime(self._fd, ns=(at, at))
+        os.close(self._fd)
+        self._fd = -1
+        self._mount.__exit__(None, None, None)
+        if self._told:
+            self._tell(done=True)
+        ref = self._mutable.commit()
+        file = _File(ref=ref.id, digest="sha256:" + self._hash.hexdigest(), etag=etag, modified=modified)
+        ref.set_meta(_META, json.dumps([file.digest, file.etag, file.modified]).encode())
+        if etag:
+            ref.set_index(self._source.index)
+        ref.release()
+        return file
+
+    def abort(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._mount.__exit__(None, None, None)
+        self._mutable.release()
+
+
+def _load(ref: Ref) -> _File | None:
+    data = ref.get_meta(_META)
+    if data is None:
+        return None
+    try:
+        digest, etag, modified = json.loads(data)
+    except ValueError:
+        return None
+    return _File(ref=ref.id, digest=digest, etag=etag, modified=modified)
+
+
+# -- HTTP --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _request(
+    method: str, url: str, headers: Mapping[str, str], cancelled: Callable[[], bool]
+) -> Iterator[urllib3.BaseHTTPResponse]:
+    """A response whose body is not read yet; redirects are followed, without credentials where they lead elsewhere."""
+    import time
+
+    import urllib3
+
+    for attempt in range(_ATTEMPTS):
+        if cancelled():
+            raise CancelledError_
+        try:
+            response = _pool(url).request(
+                method,
+                url,
+                headers=dict(headers),
+                redirect=True,
+                preload_content=False,
+                timeout=urllib3.Timeout(connect=30, read=60),
+                retries=urllib3.Retry(total=10, connect=0, read=0, redirect=10, status=0, other=0, raise_on_redirect=True),
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as err:
+            if attempt == _ATTEMPTS - 1 or not _passing(err):
+                raise ChantierError(f"failed to load {_shown(url)}: {_cause(err)}") from err
+        else:
+            if response.status not in (500, 502, 503, 504) or attempt == _ATTEMPTS - 1:
+                try:
+                    yield response
+                finally:
+                    response.close()
+                return
+            response.close()
+        time.sleep(_BACK_OFF_S * 2**attempt)
+
+
+def _pool(url: str) -> urllib3.PoolManager:
+    import ssl
+    from urllib.request import getproxies, proxy_bypass
+
+    import urllib3
+
+    parts = urlsplit(url)
+    context = ssl.create_default_context() if parts.scheme == "https" else None
+    proxy = getproxies().get(parts.scheme)
+    if proxy and not proxy_bypass(parts.netloc):
+        return urllib3.ProxyManager(proxy, ssl_context=context)
+    return urllib3.PoolManager(ssl_context=context)
+
+
+def _passing(err: Exception) -> bool:
+    """Whether another try may do better: a name that is not known or a bad certificate stays so."""
+    import urllib3
+
+    inner = getattr(err, "reason", err)
+    return not isinstance(
+        inner, urllib3.exceptions.SSLError | urllib3.exceptions.NameResolutionError | urllib3.exceptions.ResponseError
+    )
+
+
+def _cause(err: Exception) -> str:
+    inner = getattr(err, "reason", None)
+    return str(inner if isinstance(inner, Exception) else err)
+
+
+def _etag(headers: Mapping[str, str]) -> str:
+    return (headers.get("etag") or "").removeprefix("W/").strip('"')
+
+
+def _modified(headers: Mapping[str, str]) -> int | None:
+    text = headers.get("last-modified")
+    if not text:
+        return None
+    try:
+        return int(parsedate_to_datetime(text).timestamp())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+_DISPOSITION = re.compile(r';\s*filename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;\s]+))', re.IGNORECASE)
+
+
+def _filename(response: urllib3.BaseHTTPResponse, url: str) -> str:
+    found = _DISPOSITION.search(response.headers.get("content-disposition") or "")
+    if found:
+        name = posixpath.basename((found[1] or found[2] or "").replace("\\", ""))
+        if _is_name(name):
+            return name
+    final = response.geturl() or url
+    for where in (url, final):
+        name = posixpath.basename(unquote(urlsplit(where).path))
+        if _is_name(name):
+            return name
+    return "download"
+
+
+def _is_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+def _safe_name(name: str) -> str:
+    base = posixpath.basename(name.rstrip("/"))
+    return base if _is_name(base) else "download"
+
+
+def _shown(url: str) -> str:
+    """A URL without the user's password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return url.replace(f":{parts.password}@", ":xxxxx@", 1)
+
+
+__all__ = ["HttpOp", "last_modified"]
