@@ -10,7 +10,7 @@ from solver_world import Slots, World, build, op, run, runs, until
 
 from chantier.errors import CancelledError_, ChantierError, SolveError, StoreError, UsageError
 from chantier.progress import Recorder
-from chantier.solver import Edge, Vertex, render
+from chantier.solver import Edge, Keep, Vertex, render
 
 
 def test_equal_vertices_of_many_jobs_run_once() -> None:
@@ -189,6 +189,7 @@ def test_a_failure_is_remembered_and_ends_the_siblings() -> None:
             with pytest.raises(ChantierError, match=r"^boom$") as caught:
                 await task
             assert caught.value.vertex == bad.digest
+            assert caught.value.__cause__ is None
             assert op(slow).running == 0
             with pytest.raises(ChantierError, match=r"^boom$"):
                 await job.build(Edge(bad))
@@ -249,6 +250,45 @@ def test_a_key_store_that_cannot_be_written_fails_the_build_without_a_leak() -> 
     with pytest.raises(StoreError, match="no space left"):
         world.build(world.node("base"))
     assert world.results.handles == 0
+
+
+def test_a_flush_waits_for_its_own_part_only() -> None:
+    world = World()
+
+    async def main() -> None:
+        solver = world.solver()
+        busy = asyncio.Event()
+
+        async def add_always() -> None:
+            number = 0
+            while not busy.is_set():
+                number += 1
+                solver.writer.add(Keep(key=f"k{number}"))
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(add_always())
+        await asyncio.sleep(0.01)
+        async with asyncio.timeout(2):
+            await solver.writer.flush()
+        busy.set()
+        await task
+        await solver.aclose()
+
+    run(main())
+
+
+def test_a_record_that_cannot_be_loaded_is_passed_over() -> None:
+    world = World()
+    world.build(world.node("base"))
+
+    def broken(id: str) -> None:
+        raise StoreError("damaged")
+
+    world.results.load = broken  # type: ignore[assignment,method-assign]
+    again = world.node("base")
+    assert world.build(again).values == [1]
+    assert op(again).runs == 1
+    assert world.keys.keys_of("r0") != []  # it is not gone
 
 
 def test_branches_run_side_by_side_and_never_more_than_the_limit() -> None:

@@ -173,7 +173,7 @@ class Solver:
             if not future.cancelled() and future.exception() is None and (late := future.result()) is not None:
                 late.release()
             raise
-        except ChantierError:
+        except (ChantierError, OSError):
             return False, None  # it is there and cannot be had: another record or a run will do
         if value is None and record.source == 0:
             self.writer.add(Drop(key=record.key, result=record.result))

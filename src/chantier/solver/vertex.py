@@ -44,6 +44,11 @@ class Context:
         return tuple(dict.fromkeys(session for job in list(self._vertex.jobs) for session in job.sessions))
 
     @property
+    def jobs(self) -> tuple[Job, ...]:
+        """The jobs themselves, for operations that solve more (first asked first)."""
+        return tuple(self._vertex.jobs)
+
+    @property
     def vertex(self) -> str:
         """The digest it is reported by."""
         return self._vertex.digest
@@ -182,7 +187,7 @@ class ActiveVertex:
             self.end("context canceled")
             raise
         except Exception as err:
-            raise self.failed(err, "failed to load cache key: ") from err
+            raise self.failed(err, "failed to load cache key: ")
         self.end()
         if len(self.maps) == index:
             self.maps.append(found)
@@ -199,7 +204,7 @@ class ActiveVertex:
         except asyncio.CancelledError:
             raise
         except Exception as err:
-            raise self.failed(err, "failed to compute cache key: ") from err
+            raise self.failed(err, "failed to compute cache key: ")
 
     async def _run(self) -> None:
         reason = self.explanation.reason if self.explanation else ""
@@ -223,7 +228,7 @@ class ActiveVertex:
             self.end("context canceled")
             raise
         except Exception as err:
-            raise self.failed(err) from err
+            raise self.failed(err)
         finally:
             self.phase = ""
 

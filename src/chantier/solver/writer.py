@@ -31,7 +31,10 @@ class Writer:
         self._executor = executor
         self._waiting: list[Change | _Save] = []
         self._task: asyncio.Task[None] | None = None
-        self._error: Exception | None = None
+        self._error: Exception | None = None  # of a batch nobody waited for
+        self._added = 0
+        self._written = 0
+        self._flushes: list[tuple[int, asyncio.Future[None]]] = []
 
     def add(self, *changes: Change) -> None:
         self._add(changes)
@@ -41,9 +44,11 @@ class Writer:
         self._add(changes("") if result is None else (_Save(result.clone(), changes),))
 
     async def flush(self) -> None:
-        """Wait until all that was added is written. Raises what kept it from being written, once."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
+        """Wait until all that was added so far is written. Raises what kept it from being written, once."""
+        if self._written < self._added:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._flushes.append((self._added, future))
+            await future
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -51,6 +56,7 @@ class Writer:
     def _add(self, items: Sequence[Change | _Save]) -> None:
         if items:
             self._waiting += items
+            self._added += len(items)
             if self._task is None:
                 self._task = asyncio.get_running_loop().create_task(self._drain())
 
@@ -59,16 +65,32 @@ class Writer:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting, []
+                error: Exception | None = None
                 try:
                     await loop.run_in_executor(self._executor, self._write, batch)
-                except Exception as err:  # a full or damaged disk: told to the build that waits for its keys
-                    self._error = err
+                except Exception as err:  # a full or damaged disk: told to the builds that wait for their keys
+                    error = err
                 finally:
                     for item in batch:
                         if isinstance(item, _Save):
                             item.result.release()
+                self._written += len(batch)
+                self._answer(error)
         finally:
             self._task = None
+
+    def _answer(self, error: Exception | None) -> None:
+        """Tell those whose part is written; those who wait for later parts hear of an error too."""
+        waiting = [(target, future) for target, future in self._flushes if not future.done()]
+        ready = [future for target, future in waiting if error is not None or target <= self._written]
+        self._flushes = [(target, future) for target, future in waiting if future not in ready]
+        for future in ready:
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+        if error is not None and not ready:
+            self._error = error
 
     def _write(self, batch: Sequence[Change | _Save]) -> None:
         changes: list[Change] = []
