@@ -34,7 +34,7 @@ class Call:
         return self.container.rootfs / inside.lstrip("/")
 
 
-Program = Callable[[Call], int | None | Awaitable[int | None]]
+Program = Callable[[Call], int | Awaitable[int | None] | None]
 
 
 @dataclass(kw_only=True, eq=False)
