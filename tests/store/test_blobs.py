@@ -18,7 +18,7 @@ import pytest
 from chantier.errors import CancelledError_, DiskFullError, IntegrityError, NotFoundError, ReferenceError_
 from chantier.spec import digest_of
 from chantier.store import BlobStore, Db, Root
-from chantier.store.blobs import translated
+from chantier.store.writer import translated
 
 HELLO = digest_of(b"hello")
 

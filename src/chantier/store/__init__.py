@@ -16,13 +16,14 @@ opening succeeds after a kill, a full disk, or a damaged database. Refuses: to t
 Three names to know: `Root`, `BlobStore`, `plan`.
 """
 
-from .blobs import BlobStore, Writer
+from .blobs import BlobStore
 from .db import Db
 from .filters import compile_filters
 from .gc import default_policies, plan, why_kept
 from .holds import Holds, Lease
 from .root import Root
 from .types import BlobInfo, Disk, Eviction, Policy, UsageRecord
+from .writer import Writer
 
 __all__ = [
     "BlobInfo",

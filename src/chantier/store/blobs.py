@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import BinaryIO, Self
 
-from chantier.errors import CancelledError_, DiskFullError, IntegrityError, NotFoundError, ReferenceError_, StoreError
+from chantier.errors import CancelledError_, IntegrityError, NotFoundError, ReferenceError_
 from chantier.spec import Digest, new_id
 
 from .db import Db
@@ -23,6 +22,7 @@ from .holds import SCHEMA as HOLDS_SCHEMA
 from .holds import hold_for_lease
 from .trace import point
 from .types import BlobInfo
+from .writer import Writer, unlink
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS blob (
@@ -148,6 +148,14 @@ class BlobStore:
                 return path, fd
             os.close(fd)  # a recover() took it for a dead writer's before we held the lock
 
+    def name(self, part: Path, digest: Digest, size: int, media_type: str, labels: Mapping[str, str]) -> None:
+        """For writers: give a finished file its name, and record it, in one transaction."""
+        with self._db.write():
+            os.rename(part, self.path(digest))
+            point("blob.renamed")
+            self._record(digest, size, media_type, labels, self._clock())
+            hold_for_lease("blob", digest)
+
     def put(self, data: bytes, *, media_type: str = "", labels: Mapping[str, str] | None = None) -> Digest:
         """Store a small blob (a manifest, a config)."""
         with self.writer(media_type=media_type, labels=labels) as writer:
@@ -186,7 +194,7 @@ class BlobStore:
         """Remove a blob, whoever wants it. No error if it is not there."""
         with self._db.write() as cursor:
             trash = self._take_away(cursor, digest)
-        _unlink(trash)
+        unlink(trash)
 
     def unused(self, *, grace_ns: int = GRACE_NS) -> list[BlobInfo]:
         """Blobs that nobody owns, nobody holds, and that were not used within `grace_ns`."""
@@ -212,7 +220,7 @@ class BlobStore:
                 if still is None:
                     continue
                 trash = self._take_away(cursor, candidate.digest)
-            _unlink(trash)
+            unlink(trash)
             freed += candidate.size
         return freed
 
@@ -286,140 +294,6 @@ class BlobStore:
         return trash
 
 
-class Writer:
-    """One blob being written; hashes as it goes. A context manager: leaving the block without `commit` closes it.
-
-    An unkeyed writer's bytes then go; a keyed one's stay for the next writer with the key, unless `abort` is called.
-    """
-
-    def __init__(
-        self,
-        store: BlobStore,
-        fd: int,
-        path: Path,
-        *,
-        media_type: str,
-        labels: Mapping[str, str],
-        on_bytes: Callable[[int], None] | None,
-    ) -> None:
-        self._store = store
-        self._fd = fd
-        self._path = path
-        self._hasher = hashlib.sha256()
-        self._on_bytes = on_bytes
-        self.media_type = media_type
-        self.labels = dict(labels)
-        self.offset = self._rehash()
-        self.resumed = self.offset > 0
-
-    def _rehash(self) -> int:
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        done = 0
-        while chunk := os.read(self._fd, _CHUNK):
-            self._hasher.update(chunk)
-            done += len(chunk)
-        return done
-
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:
-        """Append. Raises DiskFullError."""
-        if self._fd < 0:
-            raise ValueError("write to a closed blob writer")
-        view = memoryview(data).cast("B")
-        count = len(view)
-        try:
-            while view:
-                view = view[os.write(self._fd, view) :]
-        except OSError as err:
-            raise translated(err, "write a blob") from err
-        self._hasher.update(data)
-        self.offset += count
-        point("blob.write")
-        if self._on_bytes is not None:
-            self._on_bytes(self.offset)
-        return count
-
-    def restart(self) -> None:
-        """Drop what was written so far and begin at offset 0."""
-        os.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        self._hasher = hashlib.sha256()
-        self.offset = 0
-        self.resumed = False
-
-    def digest(self) -> Digest:
-        """Of the bytes so far."""
-        return Digest("sha256:" + self._hasher.hexdigest())
-
-    def commit(self, expected: str | None = None, size: int | None = None) -> Digest:
-        """Name the blob by its digest. Raises IntegrityError if that is not `expected`, or the size not `size`.
-
-        On such an error the bytes are dropped: they are not worth resuming. Committing a blob that is there already is fine.
-        """
-        digest = self._checked(expected, size)
-        target = self._store.path(digest)
-        try:
-            os.fchmod(self._fd, 0o444)
-            os.fsync(self._fd)
-            point("blob.synced")
-            for directory in (target.parent.parent, target.parent):
-                _make_directory(directory)
-            with self._store._db.write():
-                os.rename(self._path, target)
-                point("blob.renamed")
-                self._store._record(digest, self.offset, self.media_type, self.labels, self._store._clock())
-                hold_for_lease("blob", digest)
-            point("blob.recorded")
-            _sync_directory(target.parent)
-            point("blob.dir-synced")
-        except OSError as err:
-            self.abort()
-            raise translated(err, f"store blob {digest}") from err
-        self._close()
-        return digest
-
-    def _checked(self, expected: str | None, size: int | None) -> Digest:
-        digest = self.digest()
-        if expected is not None and not expected.startswith("sha256:"):
-            digest = self._other_digest(Digest.parse(expected).algorithm)
-        if size is not None and self.offset != size:
-            self.abort()
-            raise IntegrityError(f"blob {expected or digest} has {self.offset} bytes, want {size}")
-        if expected is not None and digest != expected:
-            self.abort()
-            raise IntegrityError(f"blob has digest {digest}, want {expected}")
-        return digest
-
-    def _other_digest(self, algorithm: str) -> Digest:
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        hasher = hashlib.new(algorithm)
-        while chunk := os.read(self._fd, _CHUNK):
-            hasher.update(chunk)
-        return Digest(f"{algorithm}:{hasher.hexdigest()}")
-
-    def abort(self) -> None:
-        """Drop the bytes, keyed or not."""
-        if self._fd >= 0:
-            _unlink(self._path)
-        self._close()
-
-    def close(self) -> None:
-        """End without committing."""
-        if self._fd >= 0 and not self._path.name.startswith("key-"):
-            _unlink(self._path)
-        self._close()
-
-    def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-
 class VerifiedReader:
     """Reads a stream to its end and compares its digest there."""
 
@@ -455,13 +329,6 @@ class VerifiedReader:
         self.close()
 
 
-def translated(err: OSError, action: str) -> StoreError:
-    """An OSError of a write path as one of ours."""
-    if err.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(f"failed to {action}: {err.strerror}", hint="free some space or prune the cache")
-    return StoreError(f"failed to {action}: {err}")
-
-
 def _open_keyed(path: Path, cancelled: Callable[[], bool] | None) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -479,30 +346,6 @@ def _open_keyed(path: Path, cancelled: Callable[[], bool] | None) -> int:
         os.close(fd)
 
 
-def _make_directory(path: Path) -> None:
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        return
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _unlink(path: Path | None) -> None:
-    if path is None:
-        return
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    point("blob.deleted")
-
-
 def _info(digest: str, row: tuple[int, str, int, int, str]) -> BlobInfo:
     size, media_type, created, _, labels = row
     return BlobInfo(
@@ -514,4 +357,4 @@ def _missing(digest: str) -> NotFoundError:
     return NotFoundError(f"blob {digest} is not in the store")
 
 
-__all__ = ["GRACE_NS", "SCHEMA", "BlobStore", "VerifiedReader", "Writer", "translated"]
+__all__ = ["GRACE_NS", "SCHEMA", "BlobStore", "VerifiedReader"]

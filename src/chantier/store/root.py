@@ -24,7 +24,7 @@ from typing import Self
 from chantier.errors import StoreError
 from chantier.spec import new_id
 
-from .blobs import BlobStore, translated
+from .blobs import BlobStore
 from .db import Db
 from .gc import disk_of
 from .holds import SCHEMA as HOLDS_SCHEMA
@@ -32,6 +32,7 @@ from .holds import Holds, Lease
 from .locks import FileLock, lock, try_lock
 from .trace import point
 from .types import Disk
+from .writer import translated
 
 _log = logging.getLogger(__name__)
 _DIRECTORIES = ("blobs", "ingest", "processes", "locks", "tmp", "snapshots")
