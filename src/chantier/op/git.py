@@ -1,0 +1,555 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Git repositories as sources (semantics.md 3.11), by the `git` command.
+
+A reference is resolved to a commit first: that is the key. Objects are kept in one bare repository for each remote, shared
+between builds; a checkout is a result of its own. Git runs without the user's or the machine's configuration, without
+prompts, and with credentials in its environment only, so that they stand in no argument list and in no result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from chantier.errors import ChantierError, NotFoundError, UnsupportedError, UsageError
+from chantier.llb.definition import LoadedVertex
+from chantier.pb import ops_pb2 as pb
+from chantier.snapshot import mounted
+from chantier.solver.types import CacheMap
+from chantier.spec import new_id
+
+from .agent import agent_socket
+from .worker import Worker, ask
+
+if TYPE_CHECKING:
+    from chantier.cache import MutableRef, Ref
+    from chantier.progress import Step
+    from chantier.session.types import Session
+    from chantier.solver.types import JobContext
+
+_SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
+_PASSED_ON = ("PATH", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")  # fmt: skip
+_UNSUPPORTED = ("git.bundle", "git.checkoutbundle", "git.sig.pubkey", "git.sig.requiresignedtag")
+_STOP_S = 5.0
+
+
+class GitOp:
+    """Implements `solver.types.Op`. Knows the commit it resolved for the key when it is run."""
+
+    def __init__(self, vertex: LoadedVertex, worker: Worker) -> None:
+        self._worker = worker
+        self._source = _Source(vertex.op.source)
+        self._commit: _Commit | None = None
+
+    def acquire(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
+        """The remote's address is no part of the key: a mirror gives the same commit."""
+        commit = await self._resolved(job)
+        source = self._source
+        key = commit.sha
+        if source.keep_git_dir:
+            key += f".git#{commit.ref}"
+        if source.subdir:
+            key += f":{source.subdir}"
+        if source.skip_submodules:
+            key += "(skip-submodules)"
+        if source.mtime_commit:
+            key += "(mtime=commit)"
+        detail = b"buildkit.source.v0:" + key.encode()
+        return CacheMap(digest="sha256:" + hashlib.sha256(detail).hexdigest(), detail=detail), True
+
+    async def run(self, job: JobContext, inputs: Sequence[Ref | None]) -> Sequence[Ref | None]:
+        commit = await self._resolved(job)
+        async with _opened(self._worker, self._source, job) as git, _repository(self._worker, self._source, git) as bare:
+            await _fetch(git.within(bare), self._source, commit)
+            return [await _Checkout(self._worker, self._source, git, bare, commit).run()]
+
+    async def _resolved(self, job: JobContext) -> _Commit:
+        if self._commit is None:
+            async with _opened(self._worker, self._source, job) as git:
+                self._commit = await _resolve(git, self._source)
+        return self._commit
+
+
+async def commit_object(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any]) -> bytes:
+    """The raw commit that a source means, fetched if it is not here yet."""
+    parsed = _Source(source)
+    job = _NoJob(sessions)
+    async with _opened(worker, parsed, job) as git:
+        commit = await _resolve(git, parsed)
+        async with _repository(worker, parsed, git) as bare:
+            inside = git.within(bare)
+            await _fetch(inside, parsed, commit)
+            return await inside("cat-file", "commit", commit.sha + "^{commit}")
+
+
+class _NoJob:
+    """What asks when there is no vertex: a question for metadata."""
+
+    def __init__(self, sessions: Sequence[Any]) -> None:
+        self.sessions = tuple(sessions)
+        self.step: Any = None
+
+
+class _Commit:
+    """What a source resolved to: the commit (or the tag object where `.git` is kept) and the full name it had."""
+
+    def __init__(self, sha: str, ref: str) -> None:
+        self.sha = sha
+        self.ref = ref
+
+
+class _Source:
+    """The vertex's identifier and attributes, checked."""
+
+    def __init__(self, source: pb.SourceOp) -> None:
+        attrs = source.attrs
+        rest, _, fragment = source.identifier.removeprefix("git://").partition("#")
+        self.ref, _, subdir = fragment.partition(":")
+        self.subdir = "" if subdir.strip("/.") == "" else os.path.normpath("/" + subdir).lstrip("/")
+        self.remote = attrs.get("git.fullurl") or f"https://{rest}"
+        if self.remote.startswith("-") or self.ref.startswith("-"):
+            raise UsageError(f"invalid git address {self.shown}#{self.ref}")
+        self.keep_git_dir = attrs.get("git.keepgitdir") == "true" and not self.subdir
+        self.skip_submodules = attrs.get("git.skipsubmodules") == "true"
+        self.mtime_commit = attrs.get("git.mtime") == "commit"
+        self.by_commit = attrs.get("git.fetchbycommit") == "true"
+        self.checksum = attrs.get("git.checksum", "")
+        self.token_secret = attrs.get("git.authtokensecret", "GIT_AUTH_TOKEN")
+        self.header_secret = attrs.get("git.authheadersecret", "GIT_AUTH_HEADER")
+        self.known_hosts = attrs.get("git.knownsshhosts", "")
+        self.agent = attrs.get("git.mountsshsock", "")
+        for name in _UNSUPPORTED:
+            if attrs.get(name):
+                raise UnsupportedError(f"failed to load {self.shown}: {name} is not supported by this engine")
+
+    @property
+    def shown(self) -> str:
+        """The address without a password."""
+        return redacted(self.remote)
+
+
+def redacted(remote: str) -> str:
+    with suppress(ValueError):
+        parts = urlsplit(remote)
+        if parts.scheme and parts.password is not None:
+            user = quote(parts.username or "", safe="")
+            return urlunsplit(parts._replace(netloc=f"{user}:xxxxx@{parts.netloc.rpartition('@')[2]}"))
+    return remote
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+class _Git:
+    """How to run git for one source: environment, directory, where its output goes."""
+
+    def __init__(
+        self,
+        env: Mapping[str, str],
+        log: Callable[[bytes, int], None],
+        *,
+        repository: Path | None = None,
+        tree: Path | None = None,
+    ) -> None:
+        self._env = env
+        self._log = log
+        self._repository = repository
+        self._tree = tree
+
+    def within(self, repository: Path, tree: Path | None = None, **env: str) -> _Git:
+        return _Git({**self._env, **env}, self._log, repository=repository, tree=tree)
+
+    async def __call__(self, *args: str, show: bool = False) -> bytes:
+        """Standard output. Raises ChantierError with what git said. `show` also logs the output."""
+        command = ["git", "-c", "protocol.file.allow=user", "-c", "init.defaultBranch=main", "-c", "gc.auto=0", "-c", "advice.detachedHead=false"]  # fmt: skip
+        if self._repository is not None:
+            command.append(f"--git-dir={self._repository}")
+        if self._tree is not None:
+            command.append(f"--work-tree={self._tree}")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                *args,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                cwd=self._tree or self._repository or "/",
+                env=dict(self._env),
+                umask=0o022,  # modes of a checkout must not depend on who runs the engine
+                start_new_session=True,
+            )
+        except FileNotFoundError as err:
+            raise UnsupportedError("failed to run git: no such program", hint="install git where the engine runs") from err
+        try:
+            out, said = await process.communicate()
+        except asyncio.CancelledError:
+            await _stop(process)
+            raise
+        if show and out:
+            self._log(out, 1)
+        if process.returncode != 0:
+            text = said.decode(errors="replace").strip()
+            raise _GitError(f"git stderr:\n{text}\n: exit status {process.returncode}", text)
+        return out
+
+
+class _GitError(ChantierError):
+    def __init__(self, brief: str, said: str) -> None:
+        super().__init__(brief)
+        self.said = said
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """End git and the helpers it started: they are a session of their own."""
+    import signal
+
+    for number, wait_s in ((signal.SIGTERM, _STOP_S), (signal.SIGKILL, None)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            await asyncio.wait_for(process.wait(), wait_s)
+        except TimeoutError:
+            continue
+        return
+
+
+@asynccontextmanager
+async def _opened(worker: Worker, source: _Source, job: Any) -> AsyncIterator[_Git]:
+    """Git with the client's credentials, for a while."""
+    step: Step | None = job.step
+
+    def log(data: bytes, stream: int) -> None:
+        if step is not None:
+            step.log(data, stream)
+
+    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    env |= {
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "HOME": "/dev/null",
+        "XDG_CONFIG_HOME": "/dev/null",
+        "GIT_ASKPASS": "/bin/false",
+        "LC_ALL": "C",
+    }
+    async with AsyncExitStack() as stack:
+        header = await _authorization(source, job)
+        if header:
+            parts = urlsplit(source.remote)
+            env |= {
+                "GIT_CONFIG_COUNT": "1",
+                "GIT_CONFIG_KEY_0": f"http.{parts.scheme}://{parts.netloc.rpartition('@')[2]}/.extraheader",
+                "GIT_CONFIG_VALUE_0": f"Authorization: {header}",
+            }
+        scratch = worker.tmp / f"git-{new_id()}"
+        await worker.threaded(lambda _: scratch.mkdir(mode=0o700))
+        stack.push_async_callback(worker.threaded, lambda _: shutil.rmtree(scratch, ignore_errors=True))
+        env["GIT_SSH_COMMAND"] = _ssh_command(source, scratch)
+        session = await _agent_session(source, job)
+        if session is not None:
+            path = await stack.enter_async_context(
+                agent_socket(session, source.agent, scratch / "agent", uid=os.geteuid(), gid=os.getegid(), mode=0o600)
+            )
+            env["SSH_AUTH_SOCK"] = str(path)
+        yield _Git(env, log)
+
+
+def _ssh_command(source: _Source, scratch: Path) -> str:
+    if not source.known_hosts:
+        return "ssh -F /dev/null -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no -o LogLevel=ERROR"
+    path = scratch / "known_hosts"
+    path.write_text(source.known_hosts)
+    return f"ssh -F /dev/null -o UserKnownHostsFile={path} -o StrictHostKeyChecking=yes"
+
+
+async def _agent_session(source: _Source, job: Any) -> Session | None:
+    if not source.agent:
+        return None
+    for session in tuple(job.sessions):
+        if await session.has_agent(source.agent):
+            return session  # type: ignore[no-any-return]
+    return None
+
+
+async def _authorization(source: _Source, job: Any) -> str:
+    """The first that a client has: a header as it stands, a token as GitHub and its like take it."""
+    parts = urlsplit(source.remote) if "://" in source.remote else None
+    if parts is None or parts.scheme not in ("http", "https"):
+        return ""
+    host = parts.netloc.rpartition("@")[2]
+    for id, is_token in (
+        (f"{source.header_secret}.{host}", False),
+        (f"{source.token_secret}.{host}", True),
+        (source.header_secret, False),
+        (source.token_secret, True),
+    ):
+        value = await _secret(job, id)
+        if value:
+            return "basic " + base64.b64encode(f"x-access-token:{value}".encode()).decode() if is_token else value
+    return ""
+
+
+async def _secret(job: Any, id: str) -> str | None:
+    async def question(session: Session) -> bytes | None:
+        return await session.secret(id)
+
+    value = await ask(job, question)
+    return value.decode("latin-1").strip() if value is not None else None
+
+
+# -- resolving and fetching --------------------------------------------------------------------------------------------
+
+
+async def _resolve(git: _Git, source: _Source) -> _Commit:
+    """Raises NotFoundError for a reference that the remote has not, UsageError if the checksum is another's."""
+    if _SHA.match(source.ref):
+        return _checked(_Commit(source.ref, source.ref), source)
+    try:
+        if not source.ref:
+            return _checked(await _default_branch(git, source), source)
+        ref = source.ref
+        out = await git("ls-remote", "--", source.remote, ref, ref + "^{}", show=True)
+    except _GitError as err:
+        raise ChantierError(f"failed to fetch remote {source.shown}: {err}") from err
+    found: dict[str, str] = {}
+    for line in out.decode(errors="replace").splitlines():
+        sha, tab, name = line.partition("\t")
+        if tab:
+            found[name] = sha
+    short = ref.removeprefix("refs/")
+    for name in (f"refs/{short}", f"refs/heads/{short}", f"refs/tags/{short}"):
+        if name in found:
+            # An annotated tag is an object of its own. Only who keeps `.git` can tell it from its commit.
+            sha = found[name] if source.keep_git_dir else found.get(name + "^{}", found[name])
+            return _checked(_Commit(sha, name), source, also=found.get(name + "^{}", ""))
+    raise NotFoundError(f'repository does not contain ref {source.ref}, output: "{out.decode(errors="replace").strip()}"')
+
+
+async def _default_branch(git: _Git, source: _Source) -> _Commit:
+    out = (await git("ls-remote", "--symref", "--", source.remote, "HEAD", show=True)).decode(errors="replace")
+    sha = re.search(r"^([0-9a-f]{40,64})\tHEAD$", out, re.MULTILINE)
+    if sha is None:
+        raise NotFoundError(f"could not find default branch for repository: {source.shown}")
+    name = re.search(r"^ref: (refs/\S+)\tHEAD$", out, re.MULTILINE)
+    return _Commit(sha[1], name[1] if name else "HEAD")
+
+
+def _checked(commit: _Commit, source: _Source, also: str = "") -> _Commit:
+    want = source.checksum
+    if want and not commit.sha.startswith(want) and not (also and also.startswith(want)):
+        raise UsageError(f"expected checksum to match {want}, got {also or commit.sha}")
+    return commit
+
+
+@asynccontextmanager
+async def _repository(worker: Worker, source: _Source, git: _Git) -> AsyncIterator[Path]:
+    """The bare repository that is kept for the remote, for this use alone."""
+    locks: dict[str, asyncio.Lock] = worker.kept("git.locks", dict)
+    async with locks.setdefault(source.remote, asyncio.Lock()):
+        mutable = await worker.threaded(lambda _: _kept_repository(worker, source), lambda made: made.release())
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(worker.threaded, lambda _: mutable.release())
+            context = mounted(mutable.mounts())
+            path = await worker.threaded(lambda _: context.__enter__())
+            stack.push_async_callback(worker.threaded, lambda _: context.__exit__(None, None, None))
+            if not (path / "HEAD").exists():
+                await git.within(path)("init", "--bare", "--quiet")
+            # Submodules with relative addresses are found from here; the address has no password.
+            await git.within(path)("config", "remote.origin.url", source.shown)
+            yield path
+
+
+def _kept_repository(worker: Worker, source: _Source) -> MutableRef:
+    index = "git-remote:" + hashlib.sha256(source.remote.encode()).hexdigest()
+    for id in worker.cache.find(index):
+        kept = worker.cache.get_mutable(id)
+        if kept is not None:
+            return kept
+    return worker.cache.new(None, description=f"shared git repo for {source.shown}", index=index)
+
+
+def _local_ref(commit: _Commit) -> str:
+    """Where the shared repository keeps what a name of the remote stood for; names of its own could clash."""
+    return "refs/chantier/" + hashlib.sha256(f"{commit.ref}\0{commit.sha}".encode()).hexdigest()[:40]
+
+
+async def _fetch(git: _Git, source: _Source, commit: _Commit) -> None:
+    """Have the commit in the shared repository, with as little history as the server allows."""
+    local = _local_ref(commit)
+    if await _has(git, commit.sha):
+        await git("update-ref", local, commit.sha)
+        return
+    named = not _SHA.match(commit.ref)
+    tries = (
+        [["--depth=1", "--no-tags", "--force", "--", source.remote, f"{commit.ref}:{local}"]]
+        if named and not source.by_commit
+        else []
+    )
+    # A server may refuse a commit that no reference names; then all that it names is fetched.
+    tries.append(["--depth=1", "--no-tags", "--force", "--", source.remote, f"{commit.sha}:{local}"])
+    whole = ["--tags", "--force", "--", source.remote, "+refs/heads/*:refs/remotes/origin/*"]
+    failed: _GitError | None = None
+    for args in [*tries, whole]:
+        if args is whole and await _is_shallow(git):
+            args = ["--unshallow", *whole]
+        try:
+            await git("fetch", "--quiet", *args)
+        except _GitError as err:
+            failed = failed or err
+            continue
+        # The name may have moved on since it was resolved.
+        if await _has(git, commit.sha):
+            await git("update-ref", local, commit.sha)
+            return
+    if failed is not None:
+        raise ChantierError(f"failed to fetch remote {source.shown}: {failed}") from failed
+    raise NotFoundError(f"failed to fetch remote {source.shown}: it does not have commit {commit.sha}")
+
+
+async def _has(git: _Git, sha: str) -> bool:
+    try:
+        await git("cat-file", "-e", sha + "^{commit}")
+    except _GitError:
+        return False
+    return True
+
+
+async def _is_shallow(git: _Git) -> bool:
+    return (await git("rev-parse", "--is-shallow-repository")).strip() == b"true"
+
+
+# -- checking out ------------------------------------------------------------------------------------------------------
+
+
+class _Checkout:
+    """A new result with the commit's files."""
+
+    def __init__(self, worker: Worker, source: _Source, git: _Git, bare: Path, commit: _Commit) -> None:
+        self._worker = worker
+        self._source = source
+        self._git = git
+        self._bare = bare
+        self._commit = commit
+
+    async def run(self) -> Ref:
+        worker, source = self._worker, self._source
+        name = source.ref or self._commit.ref
+        mutable = await worker.threaded(
+            lambda _: worker.cache.new(
+                None, description=f"git snapshot for {source.shown}#{name}", record_type="source.git.checkout"
+            ),
+            lambda made: made.release(),
+        )
+        try:
+            context = mounted(mutable.mounts())
+            root = await worker.threaded(lambda _: context.__enter__())
+            try:
+                if source.keep_git_dir:
+                    await self._with_git_dir(root)
+                else:
+                    await self._files_only(root)
+                if source.mtime_commit:
+                    await self._set_times(root)
+            finally:
+                await worker.threaded(lambda _: context.__exit__(None, None, None))
+            return await worker.threaded(lambda _: mutable.commit(), lambda ref: ref.release())
+        finally:
+            mutable.release()  # has no effect on one that was committed
+
+    async def _files_only(self, root: Path) -> None:
+        source = self._source
+        into = root / f".git-{new_id()}" if source.subdir else root
+        if source.subdir:
+            await self._worker.threaded(lambda _: into.mkdir())
+        index = self._bare / f"index-{new_id()}"
+        git = self._git.within(self._bare, into, GIT_INDEX_FILE=str(index))
+        try:
+            if await git("ls-tree", "--name-only", self._commit.sha):  # checkout refuses a tree without files
+                await git("checkout", "--quiet", "--no-overlay", self._commit.sha, "--", ".")
+            if not source.skip_submodules and (into / ".gitmodules").is_file():
+                await self._submodules(git, into)
+        except _GitError as err:
+            raise ChantierError(f"failed to checkout remote {source.shown}: {err}") from err
+        finally:
+            await self._worker.threaded(lambda _: index.unlink(missing_ok=True))
+        if source.subdir:
+            await self._worker.threaded(lambda _: _take_subdir(root, into, source.subdir))
+
+    async def _submodules(self, git: _Git, into: Path) -> None:
+        await git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
+        # Their `.git` files point into the shared repository, which no one who uses the result can reach.
+        await self._worker.threaded(lambda _: _drop_git_files(into))
+
+    async def _with_git_dir(self, root: Path) -> None:
+        source, commit = self._source, self._commit
+        git = self._git.within(root / ".git", root)
+        name = (
+            commit.ref if commit.ref.startswith("refs/tags/") else "refs/remotes/origin/" + commit.ref.removeprefix("refs/heads/")
+        )
+        try:
+            await git("init", "--quiet")
+            await git("remote", "add", "origin", source.shown)
+            local = _local_ref(commit)
+            await git("-c", "protocol.file.allow=always", "fetch", "--quiet", "-u", "--depth=1", "--no-tags", "--", f"file://{self._bare}", f"+{local}:{name if not _SHA.match(commit.ref) else 'refs/remotes/origin/HEAD'}")  # fmt: skip
+            await git("checkout", "--quiet", "--detach", commit.sha)
+            if not source.skip_submodules and (root / ".gitmodules").is_file():
+                await git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
+            await git("reflog", "expire", "--all", "--expire=now")
+        except _GitError as err:
+            raise ChantierError(f"failed to checkout remote {source.shown}: {err}") from err
+
+        def tidy(_cancelled: Callable[[], bool]) -> None:
+            for left in ("FETCH_HEAD", "ORIG_HEAD"):
+                (root / ".git" / left).unlink(missing_ok=True)
+
+        await self._worker.threaded(tidy)
+
+    async def _set_times(self, root: Path) -> None:
+        out = await self._git.within(self._bare)("show", "-s", "--format=%ct", self._commit.sha + "^{commit}")
+        at = int(out.split()[-1]) * 1_000_000_000
+
+        def work(cancelled: Callable[[], bool]) -> None:
+            for base, names, files in os.walk(root, topdown=False):
+                for name in files + names:
+                    os.utime(os.path.join(base, name), ns=(at, at), follow_symlinks=False)
+            os.utime(root, ns=(at, at))
+
+        await self._worker.threaded(work)
+
+
+def _take_subdir(root: Path, whole: Path, subdir: str) -> None:
+    """Move a directory of the checkout up to the root. No link may stand in its path: it could lead anywhere."""
+    where = whole
+    for part in subdir.split("/"):
+        where = where / part
+        try:
+            mode = os.lstat(where).st_mode
+        except FileNotFoundError as err:
+            raise NotFoundError(f"invalid subdir {subdir}: no such file or directory") from err
+        if not stat.S_ISDIR(mode):
+            raise UsageError(f"invalid subdir {subdir}: {part} is not a directory")
+    for name in os.listdir(where):
+        os.rename(where / name, root / name)
+    shutil.rmtree(whole)
+
+
+def _drop_git_files(root: Path) -> None:
+    for base, _, files in os.walk(root):
+        if base != str(root) and ".git" in files:
+            os.unlink(os.path.join(base, ".git"))
+
+
+__all__ = ["GitOp", "commit_object", "redacted"]
