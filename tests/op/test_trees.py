@@ -73,7 +73,7 @@ def test_diff(bench: Bench) -> None:
     assert bench.run(diff(bench, 0, 1, inputs=2), [lower, lower]) == [None]
     assert bench.run(diff(bench, -1, -1, inputs=0)) == [None]
     with pytest.raises(UsageError, match="invalid upper input index 3"):
-        bench.run(diff(bench, -1, 3, inputs=1), [lower])
+        bench.run(diff(bench, -1, 3, inputs=4), [lower])
 
 
 def test_passthrough(bench: Bench) -> None:
