@@ -18,6 +18,7 @@ from chantier.config import Config, find, load, state_root
 from chantier.errors import ChantierError, SolveError
 from chantier.progress import Reporter
 from chantier.session.local import LocalSession, SecretSource, Target
+from chantier.session.types import Credentials
 
 from .load import EngineSink, find_engine
 
@@ -129,6 +130,12 @@ def open_session(offer: Offer, env: Mapping[str, str], stack: ExitStack) -> Loca
             outputs.append(sys.stdout.buffer)
         else:
             outputs.append(Path(output.dest) if output.dest else None)
+    logins = AuthFile(env)
+
+    def credentials(host: str) -> Credentials | None:
+        login = logins.credentials(host)
+        return Credentials(username=login.username, secret=login.secret) if login is not None else None
+
     uploads = {}
     if offer.context.upload is not None:
         id, stream, head = offer.context.upload
@@ -138,7 +145,7 @@ def open_session(offer: Offer, env: Mapping[str, str], stack: ExitStack) -> Loca
         files=offer.context.files,
         secrets={s.id: SecretSource(file=Path(s.file) if s.file else None, env=s.env, value=s.value) for s in offer.secrets},
         agents={s.id: stack.enter_context(agent_for(s.id, s.paths)) for s in offer.ssh},
-        credentials=AuthFile(env).credentials,
+        credentials=credentials,
         outputs=outputs,
         uploads=uploads,
         layouts=offer.layouts,

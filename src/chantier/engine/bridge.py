@@ -13,6 +13,7 @@ from chantier.dockerfile.bridge import CacheImport, FrontendResult, OciStore, Re
 from chantier.errors import ChantierError, NotFoundError, UnsupportedError
 from chantier.kernel import open_in_root
 from chantier.llb.definition import Graph, load
+from chantier.op.run_key import cache_mounts_to_clear, clear_cache_mounts
 from chantier.op.worker import threaded
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter, Silent, Warning, step
@@ -83,6 +84,7 @@ class EngineBridge:
         self.entitlements = entitlements
         self._reporter = reporter
         self._refs: list[EngineRef] = []
+        self._cleared: set[str] = set()  # cache mounts that --no-cache emptied already
 
     @property
     def session_id(self) -> str:
@@ -99,8 +101,13 @@ class EngineBridge:
     async def solve(
         self, definition: pb.Definition, *, evaluate: bool = False, cache_imports: Sequence[CacheImport] = ()
     ) -> EngineRef:
-        ref = EngineRef(self, definition, load(definition, known_caps=self.engine.caps))
+        graph = load(definition, known_caps=self.engine.caps)
+        ref = EngineRef(self, definition, graph)
         self._refs.append(ref)
+        stale = [id for id in cache_mounts_to_clear(graph) if id not in self._cleared]
+        if stale:
+            self._cleared.update(stale)
+            await threaded(lambda _: clear_cache_mounts(self.engine.cache, stale))
         if evaluate:
             await ref.result()
         return ref

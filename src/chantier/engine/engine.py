@@ -78,7 +78,9 @@ class Engine:
     def _open(self) -> None:
         from chantier.cache.keys import SqliteKeyStore
         from chantier.op.layout import LayoutResolver
+        from chantier.runtime import recover
 
+        recover(self.path / "executor")  # containers of dead processes hold mounts that the root would trip over
         self._root = Root.open(self.path)
         try:
             self.blobs = self._root.blobs
@@ -107,8 +109,8 @@ class Engine:
         if wanted not in ("auto", "overlayfs", "native"):
             raise UnsupportedError(f"unknown snapshotter {wanted!r}", hint="snapshotters are auto, overlayfs and native")
         if wanted == "native" or (wanted == "auto" and not overlay_works(self._root.snapshots_dir)):
-            return Native(self._root.snapshots_dir, self._root.db)
-        return Overlay(self._root.snapshots_dir, self._root.db)
+            return Native(self.path, self._root.db)
+        return Overlay(self.path, self._root.db)
 
     async def _find_runtime(self) -> None:
         from chantier.runtime import probe
@@ -126,7 +128,7 @@ class Engine:
             self.worker.no_runtime = str(err)
 
     def _close(self) -> None:
-        self.worker.threads.shutdown(wait=True)
+        self.worker.close()
         recover_mounts(self.mount_dir)
         self._root.close()
         self.registries.close()
@@ -147,7 +149,8 @@ class Engine:
         from .solve import solve
 
         try:
-            return await solve(self, request, session, reporter)
+            with self._root.lease():  # manifests and configs that this build reads or writes stay until it ends
+                return await solve(self, request, session, reporter)
         finally:
             if not request.internal:
                 await asyncio.to_thread(collect, self._root, self.cache, self.config)

@@ -81,6 +81,8 @@ async def _push_blob(ref: Reference, blob: Blob, registry: Any, context: ExportC
         )
 
     await threaded(send)
+    if blob.layer is not None:
+        await asyncio.to_thread(context.cache.add_source, descriptor.digest, f"registry:{ref.name}")
     if started is not None:
         step.status(f"pushing {descriptor.digest}", current=descriptor.size, total=descriptor.size, started=started, done=True)
 

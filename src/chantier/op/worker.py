@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -147,10 +148,12 @@ def _release(handle: Any) -> None:
 
 
 def _start(call: Callable[[Callable[[], bool]], T], cancelled: Callable[[], bool], pool: ThreadPoolExecutor | None) -> Future[T]:
+    # The thread sees the task's context variables: the lease of the build that the store holds blobs for.
+    context = contextvars.copy_context()
     if pool is not None:
-        return pool.submit(call, cancelled)
+        return pool.submit(context.run, call, cancelled)
     future: Future[T] = Future()
-    threading.Thread(target=_fulfil, args=(future, call, cancelled), name="chantier-wait", daemon=True).start()
+    threading.Thread(target=context.run, args=(_fulfil, future, call, cancelled), name="chantier-wait", daemon=True).start()
     return future
 
 
