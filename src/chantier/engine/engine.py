@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -33,6 +34,8 @@ from .results import Results
 
 if TYPE_CHECKING:
     from chantier.dockerfile.bridge import SourceMeta
+
+    from .build import Build
 
 
 class Engine:
@@ -144,13 +147,23 @@ class Engine:
 
         return await source_meta(self.worker, source, sessions, return_object=return_object)
 
-    async def solve(self, request: SolveRequest, session: Any, reporter: Reporter) -> SolveResult:
-        """Run one build; see engine.solve.solve. Cancelling the task cancels the build, and waits until it is gone."""
-        from .solve import solve
+    @asynccontextmanager
+    async def open(self, request: SolveRequest, session: Any, reporter: Reporter) -> AsyncIterator[Build]:
+        """A build for somebody to drive. On exit nothing runs for it any more."""
+        from .build import Build
 
         try:
             with self._root.lease():  # manifests and configs that this build reads or writes stay until it ends
-                return await solve(self, request, session, reporter)
+                async with Build(self, request, session, reporter) as build:
+                    yield build
         finally:
             if not request.internal:
                 await asyncio.to_thread(collect, self._root, self.cache, self.config)
+
+    async def solve(self, request: SolveRequest, session: Any, reporter: Reporter) -> SolveResult:
+        """Run one build. Raises what went wrong, with its vertex and source places; nothing half-exported is named.
+
+        Cancelling the task cancels the build, and waits until it is gone.
+        """
+        async with self.open(request, session, reporter) as build:
+            return await build.finish(await build.drive())

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One build while it runs: the solver's job, the bridge for whoever drives it, and what happens to the result.
+
+A frontend of ours drives it in one call (`solve`); a client drives it over the wire, in calls that come one by one, and
+names the result at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from chantier.cache import Ref
+from chantier.dockerfile.bridge import FrontendResult
+from chantier.errors import PolicyError, UsageError
+from chantier.export import Exportable, ExportContext, Exporter, Response, exporter_for
+from chantier.pb import ops_pb2 as pb
+from chantier.progress import Reporter, step
+
+from .bridge import EngineBridge, EngineRef
+from .request import SolveRequest, SolveResult
+
+if TYPE_CHECKING:
+    from chantier.export.types import Finalize
+    from chantier.solver import Job
+
+    from .engine import Engine
+
+ENTITLEMENTS = ("network.host", "security.insecure", "device")
+T = TypeVar("T")
+
+
+class Build:
+    """Made by `Engine.open`, an async context manager. On exit nothing runs for it any more.
+
+    The request is checked when it is made: unknown exporters, bad attributes and entitlements that are not allowed fail
+    before anything is built.
+    """
+
+    job: Job
+    bridge: EngineBridge
+
+    def __init__(self, engine: Engine, request: SolveRequest, session: Any, reporter: Reporter) -> None:
+        self.engine = engine
+        self.request = request
+        self.session = session
+        self.reporter = reporter
+        self.sessions = (session,) if session is not None else ()
+        if request.definition is not None and request.frontend:
+            raise UsageError("cannot solve with both Definition and Frontend specified")
+        self._exporters = [exporter_for(kind, _with_epoch(attrs, request.attrs)) for kind, attrs in request.exporters]
+        self._entitlements = _entitlements(engine, request)
+
+    async def __aenter__(self) -> Self:
+        self.job = self.engine.solver.job(self.request.ref, self.reporter, sessions=self.sessions)
+        self.bridge = EngineBridge(
+            self.engine, self.job, sessions=self.sessions, reporter=self.reporter, entitlements=self._entitlements
+        )
+        self._context = contextvars.copy_context()
+        await self.job.__aenter__()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            await self.bridge.close()
+        finally:
+            await self.job.__aexit__(kind, err, tb)
+
+    async def within(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run something in the build's context: what the store finds or makes is held by the build, whoever calls."""
+        return await asyncio.create_task(work, context=self._context.copy())
+
+    async def run_frontend(self, name: str, attrs: Mapping[str, str], inputs: Mapping[str, pb.Definition]) -> FrontendResult:
+        if name != "dockerfile.v0":
+            raise UsageError(f"invalid frontend: {name}")
+        from chantier.dockerfile.frontend import frontend
+
+        return await frontend(attrs, inputs, self.bridge)
+
+    async def drive(self) -> FrontendResult:
+        """Do what the request itself says: its definition, or its frontend."""
+        request = self.request
+        if request.definition is not None:
+            return FrontendResult(refs={"": await self.bridge.solve(request.definition)})
+        return await self.run_frontend(request.frontend, request.attrs, request.inputs)
+
+    async def finish(self, result: FrontendResult) -> SolveResult:
+        """Make the result real, export it, push what is to be pushed."""
+        response: Response = {}
+        if result.refs:
+            what = await _evaluate(result)
+            response = await self._export(what)
+        return SolveResult(ref=self.request.ref, response=response, metadata=result.metadata)
+
+    async def _export(self, what: Exportable) -> Response:
+        response: Response = {}
+        pushes: list[tuple[str, str, Finalize]] = []
+        engine, session = self.engine, self.session
+
+        async def one(number: int, exporter: Exporter) -> None:
+            context = ExportContext(
+                cache=engine.cache,
+                blobs=engine.blobs,
+                registry=engine.registry_for(self.sessions),
+                session=session,
+                sessions=self.sessions,
+                reporter=self.reporter,
+                number=number,
+                mount_dir=engine.mount_dir,
+            )
+            digest = "sha256:" + hashlib.sha256(f"{getattr(session, 'id', '')}-export-{number}".encode()).hexdigest()
+            with step(self.reporter, exporter.name, digest=digest) as shown:
+                answer, finalize = await exporter.export(what, context, shown)
+            response.update(answer)
+            if finalize is not None:
+                pushes.append((exporter.name, digest, finalize))
+
+        await run_all([one(number, exporter) for number, exporter in enumerate(self._exporters)])
+
+        async def push(name: str, digest: str, finalize: Finalize) -> None:
+            with step(self.reporter, name, digest=digest) as shown:
+                await finalize(shown)
+
+        await run_all([push(*p) for p in pushes])
+        return response
+
+
+async def _evaluate(result: FrontendResult) -> Exportable:
+    refs: dict[str, Ref | None] = {}
+
+    async def one(key: str, ref: Any) -> None:
+        refs[key] = await ref.result() if isinstance(ref, EngineRef) else None
+
+    await run_all([one(key, ref) for key, ref in result.refs.items()])
+    return Exportable(refs={key: refs[key] for key in result.refs}, metadata=result.metadata)
+
+
+async def run_all(jobs: Sequence[Awaitable[Any]]) -> None:
+    """Run all at once; the first error cancels the others, and is raised once they have ended."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    if not tasks:
+        return
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _with_epoch(attrs: Mapping[str, str], options: Mapping[str, str]) -> Mapping[str, str]:
+    epoch = options.get("build-arg:SOURCE_DATE_EPOCH", "")
+    if epoch.lstrip("-").isdigit() and "source-date-epoch" not in attrs:
+        return {**attrs, "source-date-epoch": epoch}
+    return attrs
+
+
+def _entitlements(engine: Engine, request: SolveRequest) -> frozenset[str]:
+    for entitlement in request.entitlements:
+        if entitlement.split("=")[0] not in ENTITLEMENTS:
+            raise UsageError(f"unknown entitlement {entitlement}")
+        if engine.allowed_entitlements is not None and entitlement not in engine.allowed_entitlements:
+            raise PolicyError(
+                f"granting entitlement {entitlement} is not allowed by build daemon configuration",
+                hint=f'add insecure-entitlements = ["{entitlement}"] to the config of the engine',
+            )
+    return request.entitlements
+
+
+__all__ = ["Build", "run_all"]
