@@ -107,7 +107,7 @@ def test_errors(root: Path, path: str, text: str) -> None:
 def test_required_paths(root: Path) -> None:
     one(root, include=("d/x",), required=("/d/x",))
     with pytest.raises(NotFoundError, match=r'^"/d/none": not found$'):
-        one(root, path="/d", include=("none",), required=("none",))
+        one(root, path="/d", include=("none",), required=("d/none",))
 
 
 def test_wildcards(root: Path) -> None:

@@ -194,3 +194,13 @@ def test_link_to_an_archive_and_wildcards(dirs: tuple[Path, Path]) -> None:
     assert sorted(os.listdir(dirs[1] / "l")) == ["p", "top"]
     copy_tree(dirs[0], "w*", dirs[1], "/w/", CopyOptions(create_dest_path=True, unpack=True, wildcard=True))
     assert sorted(os.listdir(dirs[1] / "w")) == ["p", "top", "w2"]
+
+
+def test_a_directory_is_copied_with_the_archives_in_it(dirs: tuple[Path, Path]) -> None:
+    (dirs[0] / "d").mkdir()
+    (dirs[0] / "d/a.tar").write_bytes(PLAIN)
+    (dirs[0] / "loop").symlink_to("loop")
+    copy_tree(dirs[0], "d", dirs[1], "/x", CopyOptions(create_dest_path=True, unpack=True, dir_contents=True))
+    assert os.listdir(dirs[1] / "x") == ["a.tar"]
+    with pytest.raises(ChantierError):
+        copy_tree(dirs[0], "loop", dirs[1], "/x", CopyOptions(create_dest_path=True, unpack=True, follow_links=True))

@@ -70,7 +70,7 @@ class Selector:
     follow_links: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()  # must exist below `path`
+    required: tuple[str, ...] = ()  # paths of the tree that must exist
 
     @property
     def filtered(self) -> bool:
@@ -276,7 +276,7 @@ class ContentTree:
         """Raises NotFoundError for a path that is not there, ChantierError for a bad pattern or a loop of links."""
         path = clean("/" + selector.path)
         for required in selector.required:
-            self.find(clean(path.rstrip("/") + "/" + required.lstrip("/")), follow=False)
+            self.find(clean("/" + required), follow=False)
         if not selector.filtered:
             return _text(self.total(self.find(path, follow=selector.follow_links)))
         rows, base = self._rows(path, selector)

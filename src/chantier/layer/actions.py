@@ -179,10 +179,11 @@ def _records(root: Path, path: str) -> Iterator[list[str]]:
         if err.errno in (errno.ENOENT, errno.ENOTDIR):
             return
         raise ChantierError(f"failed to read {path}: {(err.strerror or '').lower()}") from err
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise ChantierError(f"failed to read {path}: not a regular file")
     with open(fd, "rb") as file:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise ChantierError(f"failed to read {path}: not a regular file")
         if info.st_size > _ACCOUNTS_LIMIT:
             raise ChantierError(f"failed to read {path}: larger than {_ACCOUNTS_LIMIT} bytes")
         data = file.read(_ACCOUNTS_LIMIT).decode("utf-8", "surrogateescape")

@@ -46,7 +46,7 @@ class CopyOptions:
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()  # paths below the source that must exist
+    required: tuple[str, ...] = ()  # paths of the source tree that must exist
     dir_contents: bool = False  # a directory's children go to the destination, not the directory itself
     follow_links: bool = False  # of the source path's last component
     create_dest_path: bool = False
@@ -87,7 +87,7 @@ def copy_tree(
         source_fd = _open_root(source)
         stack.callback(os.close, source_fd)
         for path in options.required:
-            _need(source, posixpath.join(src, path.lstrip("/")))
+            _need(source, path)
         copy = _Copy(source, source_fd, target, target_fd, options, cancelled)
         matches = resolve_wildcards(source, source_fd, src) if options.wildcard else [src]
         if not matches and not options.empty_wildcard:
@@ -160,7 +160,7 @@ def _need_parent(target: Path, dest: str) -> None:
 
 def _need(source: Path, path: str) -> None:
     if not os.path.lexists(source / resolve_in_root(source, path, follow_last=False)):
-        raise NotFoundError(f'"{clean(path)}": not found')
+        raise NotFoundError(f'"{clean("/" + path)}": not found')
 
 
 @contextmanager
@@ -226,8 +226,11 @@ class _Copy:
             if err.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
                 return False
             raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return False
         with open(fd, "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode) or not is_archive(file):
+            if not is_archive(file):
                 return False
             into = self.mkdirs(resolve_in_root(self.target, dest), mode=0o755)
             try:

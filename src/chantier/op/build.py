@@ -86,9 +86,10 @@ def _read(ref: Ref | None, name: str) -> bytes:
             fd = open_in_root(root, name, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as err:
             raise NotFoundError(f"failed to open {name}: {(err.strerror or '').lower()}") from err
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ChantierError(f"failed to open {name}: not a regular file")
         with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ChantierError(f"failed to open {name}: not a regular file")
             data = file.read(_LIMIT + 1)
     if len(data) > _LIMIT:
         raise ChantierError(f"failed to read {name}: larger than {_LIMIT} bytes")

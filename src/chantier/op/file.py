@@ -382,7 +382,7 @@ def _copy_options(copy: pb.FileActionCopy, owner: Owner | None) -> CopyOptions:
         empty_wildcard=copy.allowEmptyWildcard,
         unpack=copy.attemptUnpackDockerCompatibility,
         owner=owner,
-        mode=copy.mode if copy.mode != _NONE else None,
+        mode=copy.mode if copy.mode != _NONE and not copy.modeStr else None,
         mode_text=copy.modeStr,
         time_ns=_time(copy.timestamp),
         replace=copy.alwaysReplaceExistingDestPaths,
