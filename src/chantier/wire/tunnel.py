@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A connection inside a call: the session's HTTP/2 in the BytesMessages of Control.Session (protocol.md 2.1).
+
+Message boundaries mean nothing. What comes in is fed at once, as the inner windows bound it; what goes out waits for the
+outer call's window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .call import Call
+from .endpoint import Endpoint
+from .status import GrpcError
+
+_PIECE = 1 << 20
+Attach = Callable[[Callable[[bytes], None], Callable[[], None]], Endpoint]
+
+
+class Tunnel:
+    """`attach` makes the inner endpoint from `write` and `hang_up`; `message` is the class with the field `data`."""
+
+    def __init__(self, call: Call, attach: Attach, message: Any) -> None:
+        self._call = call
+        self._message = message
+        self._over = False
+        self.endpoint = attach(self._write, self._hang_up)
+        call.on_writable = self.endpoint.resume
+
+    async def run(self) -> None:
+        """Carry bytes in until either side ends. The inner connection is over when it returns."""
+        reason = "the session was closed"
+        try:
+            while messages := await self._call.read_many():
+                for message in messages:
+                    self.endpoint.feed(message.data)
+        except GrpcError as err:
+            reason = str(err)
+        finally:
+            self._over = True
+            self._call.on_writable = None
+            self.endpoint.lost(reason)
+
+    def _write(self, data: bytes) -> None:
+        call = self._call
+        if self._over or not call.stream.open_to_write:
+            return
+        if len(data) <= _PIECE:
+            call.send_nowait(self._message(data=data))
+        else:
+            for at in range(0, len(data), _PIECE):
+                call.send_nowait(self._message(data=data[at : at + _PIECE]))
+        if call.full:
+            self.endpoint.pause()
+
+    def _hang_up(self) -> None:
+        self._over = True
+        self._call.stop_reading()
+
+
+__all__ = ["Tunnel"]
