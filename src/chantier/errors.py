@@ -69,6 +69,16 @@ class ChantierError(Exception):
     def __str__(self) -> str:
         return self.brief
 
+    def reworded(self, brief: str) -> ChantierError:
+        """The same error under another brief. A copy: the original may be what several builds were given."""
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new.args = (brief,)
+        new.brief = brief
+        new.sources = list(self.sources)
+        new.__cause__ = self.__cause__
+        return new.with_traceback(self.__traceback__)
+
     def at(self, *sources: Source) -> ChantierError:
         """Add source places and return self, for `raise X(...).at(place)`."""
         self.sources.extend(sources)

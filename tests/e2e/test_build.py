@@ -102,7 +102,7 @@ RUN mkdir -p /d/sub /gone && echo x > /d/x && ln /d/x /d/hard && ln -s x /d/soft
 RUN chmod 4755 /d/x && mkfifo /d/fifo && mknod /d/null c 1 3 && dd if=/dev/zero of=/d/sparse bs=1 count=1 seek=5000000
 RUN touch "/d/$(printf 'caf\351')" "/d/$(printf '%0120d' 0)" && touch -d '2001-02-03 04:05:06' /d/old
 RUN rm -rf /d/sub /home/app && mkdir /home/app && echo new > /home/app/new && rmdir /gone && rm /etc/group
-RUN chown -R 1000:1001 /d && chmod 2770 /d
+RUN chown -R 1000:1001 /d && chmod 2770 /d && chmod 4755 /d/x
 """
 
 

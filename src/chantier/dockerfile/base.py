@@ -112,9 +112,7 @@ class Bases:
             )
         except ChantierError as err:
             text = f"{written}: {err.brief}"
-            err.brief = text + hint(written, [*self.stages.names, *_COMMON])
-            err.args = (err.brief,)
-            raise
+            raise err.reworded(text + hint(written, [*self.stages.names, *_COMMON])) from err.__cause__
         config = Image.parse(found.config)
         node.base_image = config
         if node.platform is None and self.scope.platforms.implicit:

@@ -403,9 +403,7 @@ def looks_like_archive(head: bytes) -> bool:
 
 def prefixed(error: ChantierError, text: str) -> ChantierError:
     """The same error, its text with `text: ` in front."""
-    error.brief = f"{text}: {error.brief}"
-    error.args = (error.brief,)
-    return error
+    return error.reworded(f"{text}: {error.brief}")
 
 
 async def _said(text: str, doing: Awaitable[_T]) -> _T:

@@ -53,8 +53,7 @@ class EngineRef:
         try:
             return await self._bridge.job.build(self._edge)
         except ChantierError as err:
-            place(err, self._graph)
-            raise
+            raise place(err, self._graph) from err.__cause__
 
     async def read_file(self, path: str, *, offset: int = 0, length: int = 0) -> bytes:
         ref = await self.result()
@@ -127,9 +126,7 @@ class EngineBridge:
             try:
                 return await self._resolve(ref, wanted, mode, store)
             except ChantierError as err:
-                err.brief = f"failed to resolve source metadata for {ref}: {err.brief}"
-                err.args = (err.brief,)
-                raise
+                raise err.reworded(f"failed to resolve source metadata for {ref}: {err.brief}") from err.__cause__
 
     async def _resolve(self, ref: str, platform: Platform, mode: str, store: OciStore | None) -> ResolvedImage:
         if store is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import hashlib
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -18,6 +18,7 @@ from chantier.cache import Ref
 from chantier.dockerfile.bridge import FrontendResult
 from chantier.errors import PolicyError, UsageError
 from chantier.export import Exportable, ExportContext, Exporter, Response, exporter_for
+from chantier.op.worker import run_all
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter, step
 
@@ -137,20 +138,6 @@ async def _evaluate(result: FrontendResult) -> Exportable:
 
     await run_all([one(key, ref) for key, ref in result.refs.items()])
     return Exportable(refs={key: refs[key] for key in result.refs}, metadata=result.metadata)
-
-
-async def run_all(jobs: Sequence[Awaitable[Any]]) -> None:
-    """Run all at once; the first error cancels the others, and is raised once they have ended."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
-    if not tasks:
-        return
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 def _with_epoch(attrs: Mapping[str, str], options: Mapping[str, str]) -> Mapping[str, str]:

@@ -7,16 +7,18 @@ from chantier.errors import ChantierError, Source, SourceRange
 from chantier.llb.definition import Graph
 
 
-def place(err: ChantierError, graph: Graph) -> None:
-    """Add the places of the vertex that failed to the error, if the definition has a map and the error has none yet."""
+def place(err: ChantierError, graph: Graph) -> ChantierError:
+    """The error with the places of the vertex that failed, if the definition has a map and the error has none yet."""
     if err.sources or err.vertex is None or graph.source is None:
-        return
+        return err
     loaded = graph.vertices.get(err.vertex)
     if loaded is None or loaded.original not in graph.source.locations:
-        return
+        return err
+    placed = err.reworded(err.brief)
     for location in graph.source.locations[loaded.original].locations:
         if not 0 <= location.sourceIndex < len(graph.source.infos):
             continue
         info = graph.source.infos[location.sourceIndex]
         ranges = tuple(SourceRange(r.start.line, r.end.line, r.start.character, r.end.character) for r in location.ranges)
-        err.sources.append(Source(info.filename, info.data, ranges, info.language))
+        placed.sources.append(Source(info.filename, info.data, ranges, info.language))
+    return placed

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from chantier.errors import ChantierError, RegistryError, UsageError
-from chantier.op.worker import threaded
+from chantier.errors import RegistryError, UsageError
+from chantier.op.worker import run_all, threaded
 from chantier.progress import Step
 from chantier.spec import Reference
 
@@ -32,18 +32,15 @@ async def push_image(image: Image, name: str, options: ImageOptions, context: Ex
     try:
         with step.action("pushing layers"):
             documents = [b for b in image.blobs if b.data is not None and b.layer is None and _is_manifest(b)]
-            await _all(_push_blob(ref, blob, registry, context, step) for blob in image.blobs if blob not in documents)
+            await run_all([_push_blob(ref, blob, registry, context, step) for blob in image.blobs if blob not in documents])
         with step.action(f"pushing manifest for {_shown(ref, image)}"):
             for blob in documents:
                 target = (
                     ref if blob.descriptor.digest == image.root.digest and not options.push_by_digest else replace(ref, tag="")
                 )
                 await asyncio.to_thread(registry.push_manifest, target, blob.data, blob.descriptor.media_type)
-    except ChantierError as err:
-        if isinstance(err, RegistryError):
-            err.brief = f"failed to push {ref}: {err.brief}"
-            err.args = (err.brief,)
-        raise
+    except RegistryError as err:
+        raise err.reworded(f"failed to push {ref}: {err.brief}") from err
 
 
 async def _push_blob(ref: Reference, blob: Blob, registry: Any, context: ExportContext, step: Step) -> None:
@@ -85,13 +82,6 @@ async def _push_blob(ref: Reference, blob: Blob, registry: Any, context: ExportC
         await asyncio.to_thread(context.cache.add_source, descriptor.digest, f"registry:{ref.name}")
     if started is not None:
         step.status(f"pushing {descriptor.digest}", current=descriptor.size, total=descriptor.size, started=started, done=True)
-
-
-async def _all(jobs: Iterable[Coroutine[None, None, None]]) -> None:
-    """Run all; on the first error cancel the rest, wait for them, and raise it."""
-    async with asyncio.TaskGroup() as group:
-        for job in jobs:
-            group.create_task(job)
 
 
 def _is_manifest(blob: Blob) -> bool:

@@ -164,6 +164,20 @@ def _fulfil(future: Future[T], call: Callable[[Callable[[], bool]], T], cancelle
         future.set_exception(err)
 
 
+async def run_all(jobs: Sequence[Awaitable[Any]]) -> None:
+    """Run all at once; the first error cancels the others, and is raised once they have ended."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    if not tasks:
+        return
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
 async def ask(job: JobView, question: Callable[[Session], Awaitable[T | None]]) -> T | None:
     """The first answer that is not None among the sessions that want the vertex; None if all say None.
 
@@ -185,4 +199,4 @@ async def ask(job: JobView, question: Callable[[Session], Awaitable[T | None]]) 
     return None
 
 
-__all__ = ["JobView", "Networks", "Worker", "ask", "threaded"]
+__all__ = ["JobView", "Networks", "Worker", "ask", "run_all", "threaded"]

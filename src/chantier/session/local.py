@@ -215,7 +215,9 @@ class LocalSession:
             return target(metadata)
         return _StreamSink(target)
 
-    async def send_directory(self, exporter: int, root: Path, *, remove_others: bool = False) -> None:
+    async def send_directory(
+        self, exporter: int, root: Path, *, into: str = "", remove_others: bool = False, epoch: int | None = None
+    ) -> None:
         target = self._target(exporter)
         if not isinstance(target, Path):
             raise UsageError("the output is no directory")
@@ -223,18 +225,18 @@ class LocalSession:
             raise UsageError(
                 f"refusing to delete what else is in {target}", hint="mode=delete has to be allowed by who asks for it"
             )
-        await asyncio.to_thread(_write_tree, root, target, remove_others)
+        await asyncio.to_thread(_write_tree, root, target / into, remove_others, epoch)
 
 
-def _write_tree(root: Path, target: Path, remove_others: bool) -> None:
-    """As stock clients do: merged into what is there, owned by the user who runs this."""
+def _write_tree(root: Path, target: Path, remove_others: bool, epoch: int | None) -> None:
+    """As stock clients do: merged into what is there, owned by the user who runs this; all times are `epoch` if there is one."""
     try:
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
         known = look(target) if remove_others else None
         if known is not None:
             known = dict.fromkeys(known, b"")  # everything is written, only names count
         with Receiver(target, known, owner=None, remove=remove_others) as receiver:
-            sync(root, None, receiver)
+            sync(root, None, receiver, mtime_ns=None if epoch is None else epoch * 1_000_000_000)
     except OSError as err:
         raise ChantierError(f"failed to write {target}: {(err.strerror or '').lower()}") from err
 

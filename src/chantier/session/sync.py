@@ -315,16 +315,19 @@ def sync(
     receiver: Receiver,
     *,
     compare_inodes: bool = True,
+    mtime_ns: int | None = None,
     on_bytes: Callable[[int], None] = lambda _n: None,
     cancelled: Callable[[], bool] = _never,
 ) -> Known:
     """Both halves on one machine: make the receiver's tree hold what the request selects of `source`.
 
-    Without `compare_inodes` the receiver was made from `look`, and has no inodes to compare.
+    Without `compare_inodes` the receiver was made from `look`, and has no inodes to compare. `mtime_ns` replaces all times.
     """
     for entry in walk(source, request, cancelled=cancelled):
         if not compare_inodes:
             entry.ino = entry.ctime_ns = 0
+        if mtime_ns is not None:
+            entry.mtime_ns = mtime_ns
         if not receiver.want(entry):
             continue
         try:
