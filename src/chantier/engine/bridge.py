@@ -4,23 +4,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from chantier.cache import Ref
 from chantier.dockerfile.bridge import CacheImport, FrontendResult, OciStore, ResolvedImage, SourceMeta
 from chantier.errors import ChantierError, NotFoundError, UnsupportedError
-from chantier.kernel import open_in_root
 from chantier.llb.definition import Graph, load
 from chantier.op.run_key import cache_mounts_to_clear, clear_cache_mounts
 from chantier.op.worker import threaded
+from chantier.pb import fsutil_pb2
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter, Silent, Warning, step
 from chantier.snapshot import mounted
 from chantier.solver import Built
 from chantier.spec import Platform, Reference
 
+from .files import read_dir, read_file, stat_file
 from .graph import to_edge
 from .sources import place
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from chantier.solver import Job
 
     from .engine import Engine
+
+T = TypeVar("T")
 
 
 class EngineRef:
@@ -56,11 +59,29 @@ class EngineRef:
             raise place(err, self._graph) from err.__cause__
 
     async def read_file(self, path: str, *, offset: int = 0, length: int = 0) -> bytes:
+        return await self._within(f"open {path}", lambda root, _: read_file(root, path, offset=offset, length=length))
+
+    async def read_dir(self, path: str, *, pattern: str = "") -> list[fsutil_pb2.Stat]:
+        return await self._within(
+            f"open {path}", lambda root, cancelled: read_dir(root, path, pattern=pattern, cancelled=cancelled)
+        )
+
+    async def stat_file(self, path: str) -> fsutil_pb2.Stat:
+        return await self._within(f"lstat {path}", lambda root, _: stat_file(root, path))
+
+    async def _within(self, action: str, work: Callable[[Path, Callable[[], bool]], T]) -> T:
+        """Do something with the mounted result, in a thread."""
         ref = await self.result()
         if ref is None:
-            raise NotFoundError(f"open {path}: no such file or directory")
-        sessions = self._bridge.sessions
-        return await threaded(lambda cancelled: _read(self._bridge.engine, ref, sessions, path, offset, length, cancelled))
+            raise NotFoundError(f"{action}: no such file or directory")
+        bridge = self._bridge
+
+        def run(cancelled: Callable[[], bool]) -> T:
+            mounts = ref.mounts(sessions=bridge.sessions, cancelled=cancelled)
+            with mounted(mounts, readonly=True, where=bridge.engine.mount_dir) as root:
+                return work(root, cancelled)
+
+        return await threaded(run)
 
     async def release(self) -> None:
         if self._result is None:
@@ -154,25 +175,3 @@ class EngineBridge:
     async def close(self) -> None:
         for ref in self._refs:
             await ref.release()
-
-
-def _read(
-    engine: Engine,
-    ref: Ref,
-    sessions: Sequence[Any],
-    path: str,
-    offset: int,
-    length: int,
-    cancelled: Callable[[], bool],
-) -> bytes:
-    with mounted(ref.mounts(sessions=sessions, cancelled=cancelled), readonly=True, where=engine.mount_dir) as root:
-        try:
-            descriptor = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError as err:
-            raise NotFoundError(f"open {path}: {(err.strerror or str(err)).lower()}") from err
-        with open(descriptor, "rb") as file:
-            file.seek(offset)
-            try:
-                return file.read(length or -1)
-            except IsADirectoryError as err:
-                raise NotFoundError(f"read {path}: is a directory") from err

@@ -22,7 +22,7 @@ from chantier.registry import Registries, Registry
 from chantier.snapshot import Native, Overlay, Snapshotter, overlay_works, recover_mounts
 from chantier.solver import Solver
 from chantier.spec import Platform, host_platform
-from chantier.store import Root
+from chantier.store import Disk, Root
 
 from .credentials import Credentials
 from .fetch import RegistryFetcher
@@ -49,6 +49,7 @@ class Engine:
     worker: Worker
     solver: Solver
     images: ImageResolver
+    snapshotter_name: str
 
     def __init__(self, root: Path, config: Config, *, allowed_entitlements: frozenset[str] | None = None) -> None:
         self.path = root
@@ -112,7 +113,9 @@ class Engine:
         if wanted not in ("auto", "overlayfs", "native"):
             raise UnsupportedError(f"unknown snapshotter {wanted!r}", hint="snapshotters are auto, overlayfs and native")
         if wanted == "native" or (wanted == "auto" and not overlay_works(self._root.snapshots_dir)):
+            self.snapshotter_name = "native"
             return Native(self.path, self._root.db)
+        self.snapshotter_name = "overlayfs"
         return Overlay(self.path, self._root.db)
 
     async def _find_runtime(self) -> None:
@@ -135,6 +138,9 @@ class Engine:
         recover_mounts(self.mount_dir)
         self._root.close()
         self.registries.close()
+
+    def disk(self) -> Disk:
+        return self._root.disk()
 
     def registry_for(self, sessions: Sequence[Any]) -> Registry:
         """A registry client that uses the credentials of these sessions. To be called from any thread."""
