@@ -61,7 +61,7 @@ from .headers import Metadata, MetadataLike
 from .health import Health
 from .listen import Listener, activated
 from .server import Server
-from .service import Method, Service, methods
+from .service import Handler, Method, Service, methods
 from .status import Detail, GrpcError, code_name, error_of, json_detail, status_of
 from .tunnel import Tunnel
 
@@ -74,6 +74,7 @@ __all__ = [
     "Detail",
     "Endpoint",
     "GrpcError",
+    "Handler",
     "Health",
     "Keepalive",
     "Limits",

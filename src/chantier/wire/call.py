@@ -45,6 +45,10 @@ class Call:
 
     # -- reading
 
+    def reads(self, message: Any) -> None:
+        """Messages are of this class from now on: fsutil's packets travel where BytesMessages are declared."""
+        self._decode = message.FromString
+
     async def read(self) -> Any | None:
         """The next message; None at the end. Raises GrpcError: the call's status, or what broke it."""
         while True:

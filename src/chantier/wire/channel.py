@@ -225,6 +225,11 @@ class Channel:
 
         return cls(endpoint.name, dial, limits=limits)
 
+    @property
+    def current(self) -> Endpoint | None:
+        """The connection that was used last."""
+        return self._endpoint
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -1,0 +1,545 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions of clients behind Control.Session: the engine calls, inside the tunnel, what the client serves (protocol.md 2).
+
+`Sessions` is the daemon's book of them: it takes the calls, watches their health, and gives out `RemoteSession`s by id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus
+
+from chantier.errors import ChantierError, NotFoundError, SessionError, UnsupportedError, UsageError
+from chantier.pb import auth_pb2, content_pb2, control_pb2, filesync_pb2, health_pb2, secrets_pb2, ssh_pb2, upload_pb2
+from chantier.wire import Channel, ClientCall, GrpcError, Limits, Metadata, ServerCall, Tunnel, client_endpoint
+
+from . import content
+from .fsutil import Intake, Outgo, Packet, Tree, receive, send
+from .sync import Receiver, look
+from .threads import in_thread
+from .types import Credentials, FileSink, FilesRequest, Stream
+from .walk import Entry, walk
+
+_log = logging.getLogger(__name__)
+
+ID_KEY = "x-docker-expose-session-uuid"
+SHARED_KEY = "x-docker-expose-session-sharedkey"
+METHOD_KEY = "x-docker-expose-session-grpc-method"
+NAME_KEY = "x-docker-expose-session-name"
+HEALTH_KEY = "x-buildkit-session-health-custom-timeout"
+
+_OK, _CANCELLED, _DEADLINE, _NOT_FOUND, _EXISTS, _UNIMPLEMENTED, _UNAVAILABLE = 0, 1, 4, 5, 6, 12, 14
+_FILES = "/moby.filesync.v1.FileSync/DiffCopy"
+_SEND = "/moby.filesync.v1.FileSend/DiffCopy"
+_CONTENT = f"/{content.NAME}"
+_PIECE = 1 << 20  # clients take 4 MiB, stock daemons send 3
+_QUICK_S = 60.0  # for questions that a client answers from memory, or asks its user's key store
+_CLOSE_S = 60.0
+MAX_SECRET = 512_000
+
+
+class RemoteSession:
+    """Implements `session.types.Session` for a client at the other end of a channel."""
+
+    def __init__(self, channel: Channel, metadata: Metadata, *, salt: bytes = b"\0" * 32) -> None:
+        self.id = metadata.text(ID_KEY)
+        self.shared_key = metadata.text(SHARED_KEY)
+        self.name = metadata.text(NAME_KEY)
+        self.methods = frozenset(method.lower() for method in metadata.texts(METHOD_KEY))
+        self.channel = channel
+        self._salt = salt
+
+    def __repr__(self) -> str:
+        return f"RemoteSession({self.id!r})"
+
+    def supports(self, path: str) -> bool:
+        """Whether the client says it serves `/service/Method`; letters' case does not matter."""
+        return path.lower() in self.methods
+
+    async def call(self, path: str, request: Any, response: Any, *, timeout_s: float | None = _QUICK_S) -> Any:
+        """Any unary method of the client's (exporters, policies). Raises GrpcError."""
+        return await self.channel.unary(path, request, response, timeout_s=timeout_s)
+
+    def _failed(self, err: GrpcError, *, what: str = "") -> ChantierError:
+        """What a status of the client's means to a build."""
+        if err.code == _NOT_FOUND:
+            return NotFoundError(err.message)
+        if err.code == _UNAVAILABLE:
+            return SessionError(f"{what}{': ' if what else ''}{err.message}", hint="the client has gone away, or was cut off")
+        if err.code == _UNIMPLEMENTED:
+            return UnsupportedError(f"{what}{': ' if what else ''}the client does not offer this ({err.message})")
+        return SessionError(err.go_text if not what else f"{what}: {err.go_text}")
+
+    # -- files
+
+    def directory(self, name: str) -> Path | None:
+        """None: the client's directories are elsewhere. Raises SessionError if it offers none at all."""
+        if not self.supports(_FILES):
+            raise SessionError("no local sources enabled")
+        return None
+
+    async def receive(
+        self,
+        request: FilesRequest,
+        into: Path,
+        *,
+        known: dict[str, bytes] | None = None,
+        wants: Callable[[Entry], bool] | None = None,
+        on_bytes: Callable[[int], None] = lambda _n: None,
+    ) -> None:
+        """`known` is what is there (see `sync.look`), if the caller knows; `wants` leaves contents out."""
+        self.directory(request.name)
+        if known is None:
+            known = await in_thread(look, into)
+        receiver = await in_thread(Receiver, into, known)
+        try:
+            intake = Intake(receiver, wants=wants, on_bytes=on_bytes)
+            async with self.channel.stream(_FILES, Packet, metadata=_files_metadata(request)) as call:
+                await receive(call, intake)
+                call.close_send()
+                await _end(call)
+        except GrpcError as err:
+            raise self._failed(err) from err
+        finally:
+            receiver.__exit__(None, None, None)
+
+    # -- secrets, credentials, agents
+
+    async def _ask(self, path: str, request: Any, response: Any, *, what: str, absent: Sequence[int]) -> Any | None:
+        """None where the client has no answer."""
+        try:
+            return await self.channel.unary(path, request, response, timeout_s=_QUICK_S)
+        except GrpcError as err:
+            if err.code in absent and self._alive:
+                return None
+            raise self._failed(err, what=what) from err
+
+    @property
+    def _alive(self) -> bool:
+        endpoint = self.channel.current
+        return endpoint is None or endpoint.usable
+
+    async def secret(self, id: str) -> bytes | None:
+        answer = await self._ask(
+            "/moby.buildkit.secrets.v1.Secrets/GetSecret",
+            secrets_pb2.GetSecretRequest(ID=id),
+            secrets_pb2.GetSecretResponse,
+            what=f"failed to get secret {id}",
+            absent=(_NOT_FOUND, _UNIMPLEMENTED),
+        )
+        if answer is None:
+            return None
+        if len(answer.data) > MAX_SECRET:
+            raise UsageError(f"invalid secret size {len(answer.data)} of {id}: at most {MAX_SECRET} bytes")
+        return bytes(answer.data)
+
+    async def credentials(self, host: str) -> Credentials | None:
+        asked = "registry-1.docker.io" if host in ("docker.io", "index.docker.io") else host
+        answer = await self._ask(
+            "/moby.filesync.v1.Auth/Credentials",
+            auth_pb2.CredentialsRequest(Host=asked),
+            auth_pb2.CredentialsResponse,
+            what=f"failed to get credentials for {host}",
+            absent=(_UNIMPLEMENTED,),
+        )
+        if answer is None or not answer.Secret:
+            return None
+        return Credentials(username=answer.Username, secret=answer.Secret)
+
+    async def token(self, host: str, realm: str, service: str, scopes: Sequence[str]) -> str | None:
+        authority = await self._ask(
+            "/moby.filesync.v1.Auth/GetTokenAuthority",
+            auth_pb2.GetTokenAuthorityRequest(Host=host, Salt=self._salt),
+            auth_pb2.GetTokenAuthorityResponse,
+            what=f"failed to ask for a token authority for {host}",
+            absent=(_UNAVAILABLE, _UNIMPLEMENTED),
+        )
+        if authority is None or not authority.PublicKey:
+            return None
+        answer = await self._ask(
+            "/moby.filesync.v1.Auth/FetchToken",
+            auth_pb2.FetchTokenRequest(ClientID="buildkit-client", Host=host, Realm=realm, Service=service, Scopes=list(scopes)),
+            auth_pb2.FetchTokenResponse,
+            what=f"failed to fetch a token for {host}",
+            absent=(_UNIMPLEMENTED,),
+        )
+        return None if answer is None else str(answer.Token)
+
+    async def has_agent(self, id: str) -> bool:
+        answer = await self._ask(
+            "/moby.sshforward.v1.SSH/CheckAgent",
+            ssh_pb2.CheckAgentRequest(ID=id),
+            ssh_pb2.CheckAgentResponse,
+            what=f"failed to ask for ssh agent {id or 'default'}",
+            absent=(_NOT_FOUND, _UNIMPLEMENTED, 2),  # stock clients say Unknown: "unset ssh forward key ID"
+        )
+        return answer is not None
+
+    async def agent(self, id: str) -> Stream:
+        call = self.channel.stream(
+            "/moby.sshforward.v1.SSH/ForwardAgent", ssh_pb2.BytesMessage, metadata={"buildkit.ssh.id": id or "default"}
+        )
+        try:
+            await call.__aenter__()
+        except GrpcError as err:
+            raise self._failed(err) from err
+        return _AgentStream(self, call)
+
+    # -- streams in
+
+    async def upload(self, id: str) -> AsyncIterator[bytes]:
+        call = self.channel.stream(
+            "/moby.upload.v1.Upload/Pull",
+            upload_pb2.BytesMessage,
+            metadata={"urlpath": f"/{id.lstrip('/')}", "urlhost": "buildkit-session"},
+        )
+        return await self._chunks(call, None)
+
+    async def blob(self, store: str, digest: str) -> AsyncIterator[bytes]:
+        call = self.channel.stream(
+            f"{_CONTENT}/Read", content_pb2.ReadContentResponse, metadata={content.STORE_KEY: store_id(store)}
+        )
+        return await self._chunks(call, content_pb2.ReadContentRequest(digest=digest))
+
+    async def _chunks(self, call: ClientCall, request: Any) -> AsyncIterator[bytes]:
+        """An answer's pieces; the first is awaited here, so that what is not there is known."""
+        try:
+            await call.__aenter__()
+            if request is not None:
+                call.send_nowait(request)
+                call.close_send()
+            first = await call.read()
+        except GrpcError as err:
+            await _leave(call)
+            raise self._failed(err) from err
+        except BaseException:
+            await _leave(call)
+            raise
+
+        async def pieces() -> AsyncIterator[bytes]:
+            try:
+                message = first
+                while message is not None:
+                    if message.data:
+                        yield message.data
+                    message = await call.read()
+            except GrpcError as err:
+                raise self._failed(err) from err
+            finally:
+                await _leave(call)
+
+        return pieces()
+
+    # -- results out
+
+    def _need_send(self) -> None:
+        if not self.supports(_SEND):
+            raise SessionError(f"method {_SEND.replace('DiffCopy', 'diffcopy')} not supported by the client")
+
+    async def send_file(self, exporter: int, metadata: Mapping[str, str]) -> FileSink:
+        self._need_send()
+        headers = [("buildkit-attachable-exporter-id", str(exporter))]
+        headers += [(f"exporter-md-{key}".lower(), value) for key, value in metadata.items()]
+        call = self.channel.stream(_SEND, filesync_pb2.BytesMessage, metadata=headers)
+        try:
+            await call.__aenter__()
+        except GrpcError as err:
+            raise self._failed(err) from err
+        return _RemoteSink(self, call)
+
+    async def send_directory(
+        self, exporter: int, root: Path, *, into: str = "", remove_others: bool = False, epoch: int | None = None
+    ) -> None:
+        tree = Tree(root=root, entries=walk(root), below=into, epoch=epoch)
+        await self.send_directories(exporter, [tree], remove_others=remove_others)
+
+    async def send_directories(self, exporter: int, trees: Sequence[Tree], *, remove_others: bool = False) -> None:
+        """Several trees at once: what a client that removes others must get, as it removes what is not in the stream."""
+        self._need_send()
+        headers = [("buildkit-attachable-exporter-id", str(exporter))]
+        if remove_others:
+            # Clients refuse to delete unless they are told that all platforms come in this one stream.
+            headers.append(("buildkit-exporter-multi-platform", "1"))
+        outgo = Outgo(*trees)
+        try:
+            async with self.channel.stream(_SEND, Packet, metadata=headers) as call:
+                await send(call, outgo)
+                call.close_send()
+                await _end(call)
+        except GrpcError as err:
+            raise self._failed(err) from err
+        finally:
+            outgo.close()
+
+    # -- the client's content stores
+
+    async def blob_size(self, store: str, digest: str) -> int | None:
+        """None if the store has it not."""
+        answer = await self._in_store(store, "Info", content_pb2.InfoRequest(digest=digest), content_pb2.InfoResponse)
+        return None if answer is None else int(answer.info.size)
+
+    async def _in_store(self, store: str, method: str, request: Any, response: Any) -> Any | None:
+        try:
+            return await self.channel.unary(
+                f"{_CONTENT}/{method}",
+                request,
+                response,
+                metadata={content.STORE_KEY: store_id(store)},
+                timeout_s=_QUICK_S,
+            )
+        except GrpcError as err:
+            if err.code == _NOT_FOUND and "content store" not in err.message:
+                return None
+            raise self._failed(err) from err
+
+    async def write_blob(
+        self, store: str, digest: str, size: int, chunks: AsyncIterator[bytes] | Iterable[bytes], *, ref: str = ""
+    ) -> bool:
+        """Put a blob into the client's content store; False if it was there. Raises SessionError."""
+        async with self.channel.stream(
+            f"{_CONTENT}/Write", content_pb2.WriteContentResponse, metadata={content.STORE_KEY: store_id(store)}
+        ) as call:
+            try:
+                return await self._write(call, ref or digest, digest, size, chunks)
+            except GrpcError as err:
+                if err.code == _EXISTS:
+                    return False
+                raise self._failed(err, what=f"failed to write {digest} to {store}") from err
+
+    async def _write(
+        self, call: ClientCall, ref: str, digest: str, size: int, chunks: AsyncIterator[bytes] | Iterable[bytes]
+    ) -> bool:
+        first = content_pb2.WriteContentRequest(action=content_pb2.STAT, ref=ref, total=size, expected=digest)
+        offset = 0
+        if await self._step(call, first) is None:
+            return False
+        async for chunk in _aiter(chunks):
+            for at in range(0, len(chunk), _PIECE):
+                piece = chunk[at : at + _PIECE]
+                request = content_pb2.WriteContentRequest(
+                    action=content_pb2.WRITE, ref=ref, total=size, expected=digest, offset=offset, data=piece
+                )
+                await self._step(call, request)
+                offset += len(piece)
+        commit = content_pb2.WriteContentRequest(action=content_pb2.COMMIT, ref=ref, total=size, expected=digest, offset=offset)
+        await self._step(call, commit)
+        call.close_send()
+        return True
+
+    async def _step(self, call: ClientCall, request: Any) -> Any:
+        await call.send(request)
+        answer = await call.read()
+        if answer is None:
+            raise GrpcError(_UNAVAILABLE, "the client ended the write")
+        return answer
+
+
+def store_id(store: str) -> str:
+    """Names of layouts get their prefix; `export` and `local:PATH` are ids as they are."""
+    return store if store == "export" or store.startswith(("oci:", "local:")) else f"oci:{store}"
+
+
+def _files_metadata(request: FilesRequest) -> list[tuple[str, str]]:
+    out = [("dir-name", request.name)]
+    for key, values in (
+        ("include-patterns", request.include),
+        ("exclude-patterns", request.exclude),
+        ("followpaths", request.follow),
+    ):
+        if all(value.isascii() for value in values):
+            out += [(key, value) for value in values]
+        else:
+            out.append((f"{key}-encoded", "1"))
+            out += [(key, quote_plus(value.encode("utf-8", "surrogateescape"))) for value in values]
+    return out
+
+
+async def _aiter(chunks: AsyncIterator[bytes] | Iterable[bytes]) -> AsyncIterator[bytes]:
+    if isinstance(chunks, AsyncIterator):
+        async for chunk in chunks:
+            yield chunk
+    else:
+        for chunk in chunks:
+            yield chunk
+
+
+async def _end(call: ClientCall) -> None:
+    """All is transferred: the client's end of the call is of interest only if it says that it failed."""
+    try:
+        async with asyncio.timeout(_CLOSE_S):
+            await call.status()
+    except TimeoutError as err:
+        raise GrpcError(_DEADLINE, "the client does not end the transfer") from err
+
+
+async def _leave(call: ClientCall) -> None:
+    if hasattr(call, "stream"):  # it was opened
+        await call.__aexit__(None, None, None)
+
+
+class _RemoteSink:
+    """A file at the client. It may say that it has it already: then the rest is not sent."""
+
+    def __init__(self, session: RemoteSession, call: ClientCall) -> None:
+        self._session = session
+        self._call = call
+        self._there = False
+
+    async def write(self, data: bytes | memoryview, /) -> None:
+        view = memoryview(data)
+        for at in range(0, len(view), _PIECE):
+            if self._there:
+                return
+            try:
+                await self._call.send(filesync_pb2.BytesMessage(data=bytes(view[at : at + _PIECE])))
+            except GrpcError as err:
+                self._check(err)
+
+    async def close(self) -> None:
+        try:
+            if not self._there:
+                self._call.close_send()
+                await self._call.status()
+        except GrpcError as err:
+            self._check(err)
+        finally:
+            await _leave(self._call)
+
+    def _check(self, err: GrpcError) -> None:
+        if err.code != _EXISTS:
+            raise self._session._failed(err) from err
+        self._there = True
+
+    async def abort(self) -> None:
+        await _leave(self._call)
+
+
+class _AgentStream:
+    def __init__(self, session: RemoteSession, call: ClientCall) -> None:
+        self._session = session
+        self._call = call
+
+    async def read(self) -> bytes:
+        try:
+            while (message := await self._call.read()) is not None:
+                if message.data:
+                    return bytes(message.data)
+        except GrpcError as err:
+            raise self._session._failed(err) from err
+        return b""
+
+    async def write(self, data: bytes, /) -> None:
+        try:
+            for at in range(0, len(data), 32768):
+                await self._call.send(ssh_pb2.BytesMessage(data=data[at : at + 32768]))
+        except GrpcError as err:
+            raise self._session._failed(err) from err
+
+    async def close(self) -> None:
+        await _leave(self._call)
+
+
+# -- the daemon's book ---------------------------------------------------------------------------------------------------
+
+
+class Sessions:
+    """The sessions of all clients that are connected."""
+
+    def __init__(self, *, health_every_s: float = 5.0, health_timeout_s: float = 15.0, limits: Limits | None = None) -> None:
+        self._sessions: dict[str, RemoteSession] = {}
+        self._waiters: dict[str, set[asyncio.Future[RemoteSession]]] = {}
+        self._every_s = health_every_s
+        self._timeout_s = health_timeout_s
+        self._limits = limits
+        self._salt = os.urandom(32)
+
+    def __iter__(self) -> Iterator[RemoteSession]:
+        return iter(tuple(self._sessions.values()))
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def find(self, id: str) -> RemoteSession | None:
+        """The session `id`, or of `prefix:id`."""
+        return self._sessions.get(id.rpartition(":")[2])
+
+    async def get(self, id: str, *, timeout_s: float = 5.0) -> RemoteSession:
+        """Wait for a client to connect. Raises SessionError."""
+        id = id.rpartition(":")[2]
+        found = self._sessions.get(id)
+        if found is not None:
+            return found
+        waiter: asyncio.Future[RemoteSession] = asyncio.get_running_loop().create_future()
+        waiting = self._waiters.setdefault(id, set())
+        waiting.add(waiter)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await waiter
+        except TimeoutError as err:
+            raise SessionError(f"no active session for {id}: context deadline exceeded") from err
+        finally:
+            waiting.discard(waiter)
+            if not waiting:
+                self._waiters.pop(id, None)
+
+    async def handle(self, call: ServerCall) -> None:
+        """The handler of Control.Session: returns when the session is over."""
+        metadata = call.metadata
+        id = metadata.text(ID_KEY)
+        if not id:
+            raise GrpcError(3, "session id is required")
+        if id in self._sessions:
+            raise GrpcError(_EXISTS, f"session {id} is connected already: only one connection allowed")
+        call.send_initial_metadata()
+        name = f"the client ({call.peer.address}), session {id},"
+        tunnel = Tunnel(
+            call, lambda write, end: client_endpoint(write, end, name=name, limits=self._limits), control_pb2.BytesMessage
+        )
+        session = RemoteSession(Channel.on(tunnel.endpoint), metadata, salt=self._salt)
+        self._sessions[id] = session
+        watch = asyncio.create_task(self._watch(session, tunnel, metadata.text(HEALTH_KEY)))
+        for waiter in self._waiters.pop(id, ()):
+            if not waiter.done():
+                waiter.set_result(session)
+        try:
+            await tunnel.run()
+        finally:
+            watch.cancel()
+            if self._sessions.get(id) is session:
+                del self._sessions[id]
+
+    async def _watch(self, session: RemoteSession, tunnel: Tunnel, custom: str) -> None:
+        """Ask whether the client lives; end the session when it does not say so twice."""
+        every, least, fatal = self._every_s, self._timeout_s, 2
+        if custom.isdigit():
+            every = least = max(int(custom), 1000) / 1000
+            fatal = 1
+        loop = asyncio.get_running_loop()
+        last, failures = 0.0, 0
+        while True:
+            await asyncio.sleep(every)
+            start = loop.time()
+            timeout = max(least, last * 1.5)
+            try:
+                await session.channel.unary(
+                    "/grpc.health.v1.Health/Check",
+                    health_pb2.HealthCheckRequest(),
+                    health_pb2.HealthCheckResponse,
+                    timeout_s=timeout,
+                )
+                failures = 0
+            except GrpcError as err:
+                failures += 1
+                _log.warning("session %s: healthcheck failed: %s", session.id, err)
+                if failures >= fatal:
+                    tunnel.endpoint.fail(f"session healthcheck failed fatally: {err.message}")
+                    return
+            last = loop.time() - start
+
+
+__all__ = ["ID_KEY", "METHOD_KEY", "NAME_KEY", "SHARED_KEY", "RemoteSession", "Sessions", "store_id"]
