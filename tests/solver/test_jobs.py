@@ -570,3 +570,23 @@ def test_sessions_of_all_jobs_are_offered() -> None:
         assert seen == [("s1", "s2")]
 
     run(main())
+
+
+def test_stages_copied_onto_one_another_run_at_the_same_time() -> None:
+    """COPY --from=s0, COPY --from=s1, …: each copy hangs on the one before it, the stages on nothing but themselves."""
+    world = World()
+
+    async def main() -> None:
+        solver, gate = world.solver(), asyncio.Event()
+        base = world.node("base")
+        stages = [world.node(f"stage{n}", base, gate=gate) for n in range(6)]
+        target = world.node("copy0", stages[0], contents=frozenset({0}))
+        for number, stage in enumerate(stages[1:], 1):
+            target = world.node(f"copy{number}", target, stage, contents=frozenset({1}))
+        building = asyncio.create_task(build(solver, target))
+        await until(lambda: sum(op(stage).running for stage in stages) == 6)
+        gate.set()
+        await building
+
+    run(main())
+    assert world.results.handles == 0

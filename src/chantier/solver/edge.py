@@ -14,7 +14,8 @@ After a content key found what the definition keys did not, links from these are
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import CancelledError_, ChantierError
@@ -34,17 +35,18 @@ _FAST, _SLOW, _SPENT = range(3)
 class Probe:
     """What is known by one input: the keys it has, and the keys of ours that they lead to."""
 
-    __slots__ = ("_asked", "_known", "candidates", "content", "content_link", "dep", "edge", "index", "level", "link")
+    __slots__ = ("_asked", "_known", "candidates", "climb", "content", "content_links", "dep", "edge", "index", "level", "links")
 
-    def __init__(self, index: int, edge: ActiveEdge, dep: Dep, op: str) -> None:
+    def __init__(self, index: int, edge: ActiveEdge, dep: Dep, ops: Sequence[str]) -> None:
         self.index = index
         self.edge = edge
         self.dep = dep
-        self.link = Link(index, op, dep.selector)
-        self.content_link = Link(index, op) if dep.selector else self.link
+        self.links = tuple(Link(index, op, dep.selector) for op in ops)  # of the operation, then of its further digests
+        self.content_links = tuple(Link(index, op) for op in ops) if dep.selector else self.links
         self.level = _FAST
         self.content = ""  # the content key, once known
         self.candidates: dict[str, int] = {}  # key -> number of the store it was found in
+        self.climb: Flight | None = None  # learning by this input alone
         self._asked: set[str] = set()
         self._known: set[tuple[str, str]] = set()
 
@@ -57,16 +59,16 @@ class Probe:
 
     def ways(self) -> list[tuple[str, Link]]:
         """All ways by which an equal edge is found among the active ones."""
-        ways = [(key, self.link) for key in self.edge.exported()]
+        ways = [(key, self.links[0]) for key in self.edge.exported()]
         if self.content:
-            ways.append((self.content, self.content_link))
+            ways.append((self.content, self.content_links[0]))
         return ways
 
     def kept(self) -> list[tuple[str, Link]]:
         """Links to store with a result of ours: from all lasting keys of the input's result."""
-        links = [(key, self.link) for key, source in self.edge.matched.items() if source == 0]
+        links = [(key, link) for key, source in self.edge.matched.items() if source == 0 for link in self.links]
         if self.content:
-            links.append((self.content, self.content_link))
+            links += [(self.content, link) for link in self.content_links]
         return links
 
     def missing(self, key: str) -> list[tuple[str, Link]]:
@@ -79,9 +81,10 @@ class Probe:
         for parent in self.parents():
             if parent not in self._asked:
                 self._asked.add(parent)
-                for key, source in store.found((parent,), self.content_link if parent == self.content else self.link).items():
-                    self.candidates.setdefault(key, source)
-                    self._known.add((parent, key))
+                for link in self.content_links if parent == self.content else self.links:
+                    for key, source in store.found((parent,), link).items():
+                        self.candidates.setdefault(key, source)
+                        self._known.add((parent, key))
 
 
 class ActiveEdge:
@@ -100,7 +103,7 @@ class ActiveEdge:
         "matched",
         "merged_into",
         "names",
-        "op_key",
+        "op_keys",
         "opaque",
         "owned",
         "probes",
@@ -113,7 +116,7 @@ class ActiveEdge:
     def __init__(self, vertex: ActiveVertex, index: int) -> None:
         self.vertex = vertex
         self.index = index
-        self.op_key = ""
+        self.op_keys: tuple[str, ...] = ()
         self.probes: list[Probe] = []
         self.roots: list[str] = []  # keys of a source, the cheap one first
         self.matched: dict[str, int] = {}  # lasting keys -> number of the store that has them
@@ -154,11 +157,18 @@ class ActiveEdge:
         for flight in (self._fast, self._slow, self._done):
             if flight is not None:
                 yield flight
+        for probe in self.probes:
+            if probe.climb is not None:
+                yield probe.climb
 
     @property
     def wanted(self) -> bool:
         """Whether somebody waits for the result just now."""
         return self._done is not None and bool(self._done.tasks)
+
+    @property
+    def op_key(self) -> str:
+        return self.op_keys[0] if self.op_keys else ""
 
     @property
     def lasting_keys(self) -> tuple[str, ...]:
@@ -189,15 +199,15 @@ class ActiveEdge:
             self._add_roots()
             return
         found = vertex.maps[0]
-        self.op_key = key_id(found.digest, self.index)
+        self.op_keys = tuple(key_id(digest, self.index) for digest in (found.digest, *found.also))
         deps = found.deps or (_PLAIN,) * len(vertex.inputs)
-        self.probes = [Probe(i, edge, dep, self.op_key) for i, (edge, dep) in enumerate(zip(vertex.inputs, deps, strict=True))]
+        self.probes = [Probe(i, edge, dep, self.op_keys) for i, (edge, dep) in enumerate(zip(vertex.inputs, deps, strict=True))]
         self._look()
 
     def _add_roots(self) -> None:
         for found in self.vertex.maps[len(self.roots) :]:
             root = key_id(found.digest, self.index)
-            self.op_key = self.op_key or root
+            self.op_keys = self.op_keys or (root,)
             self.roots.append(root)
             if not is_volatile(root):
                 self.matched[root] = 0
@@ -245,6 +255,13 @@ class ActiveEdge:
         lacking = [probe for probe in self.probes if not probe.candidates]
         if any(probe.level == _SPENT for probe in lacking):
             return False
+        if len(lacking) > 1:
+            # Each by itself: the result of one input must not wait until the keys of another are known.
+            for probe in lacking:
+                probe.climb = Flight(self.vertex, f"keys of input {probe.index}", partial(self._climb, probe))
+            await gather([probe.climb for probe in lacking if probe.climb is not None], by)
+            self._look()
+            return True
         todo = lacking or [probe for probe in self.probes if probe.level < _SPENT]
         if not todo:
             return False
@@ -261,12 +278,26 @@ class ActiveEdge:
         self._look()
         return True
 
+    async def _climb(self, probe: Probe) -> None:
+        """Learn by one input until something is found by it, or there is nothing left to learn."""
+        while not probe.candidates and probe.level < _SPENT:
+            if probe.level == _FAST:
+                await gather((probe.edge.slow,), probe.climb)
+            elif probe.dep.content is not None:
+                await gather((self.vertex.content_flight(probe.index),), probe.climb)
+            probe.level += 1
+            self._take_content_of(probe)
+            probe.look(self)
+
     def _take_content(self) -> None:
         for probe in self.probes:
-            digest = self.vertex.content_keys.get(probe.index)
-            if digest is not None and not probe.content:
-                probe.content = content_key_id(digest)
-                probe.level = _SPENT
+            self._take_content_of(probe)
+
+    def _take_content_of(self, probe: Probe) -> None:
+        digest = self.vertex.content_keys.get(probe.index)
+        if digest is not None and not probe.content:
+            probe.content = content_key_id(digest)
+            probe.level = _SPENT
 
     # done
 
