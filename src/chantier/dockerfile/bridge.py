@@ -38,6 +38,11 @@ class SourceMeta:
     """What is known of a git or HTTP source before its content is needed; None where it is not known."""
 
     commit_object: bytes | None = None  # git: the raw commit
+    tag_object: bytes | None = None  # git: the raw annotated tag
+    checksum: str = ""  # git: the object that the ref names; http: digest of the content
+    commit_checksum: str = ""  # git: the commit, if the ref names a tag object
+    ref: str = ""  # git: the full name of the ref
+    filename: str = ""  # http
     last_modified: int | None = None  # http: seconds since the epoch
 
 

@@ -9,7 +9,28 @@ Three names to know: `Engine`, `SolveRequest`, `SolveResult`.
 
 from __future__ import annotations
 
+from chantier.dockerfile.bridge import Attestation, CacheImport, FrontendResult, OciStore
+from chantier.solver import render as render_status
+from chantier.store import Policy, UsageRecord
+
+from .bridge import EngineBridge, EngineRef
+from .build import Build
 from .engine import Engine
 from .request import CacheOptions, SolveRequest, SolveResult
 
-__all__ = ["CacheOptions", "Engine", "SolveRequest", "SolveResult"]
+__all__ = [
+    "Attestation",
+    "Build",
+    "CacheImport",
+    "CacheOptions",
+    "Engine",
+    "EngineBridge",
+    "EngineRef",
+    "FrontendResult",
+    "OciStore",
+    "Policy",
+    "SolveRequest",
+    "SolveResult",
+    "UsageRecord",
+    "render_status",
+]

@@ -39,9 +39,14 @@ class EngineRef:
     def __init__(self, bridge: EngineBridge, definition: pb.Definition, graph: Graph) -> None:
         self.definition = definition
         self._bridge = bridge
-        self._graph = graph
+        self.graph = graph
         self._edge = to_edge(graph, bridge.entitlements)
         self._result: asyncio.Task[Built | None] | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether it is an empty tree, known without making anything."""
+        return self._edge is None
 
     async def result(self) -> Ref | None:
         """The reference, which stays the bridge's; None for an empty tree. Errors carry the places of the definition."""
@@ -56,7 +61,7 @@ class EngineRef:
         try:
             return await self._bridge.job.build(self._edge)
         except ChantierError as err:
-            raise place(err, self._graph) from err.__cause__
+            raise place(err, self.graph) from err.__cause__
 
     async def read_file(self, path: str, *, offset: int = 0, length: int = 0) -> bytes:
         return await self._within(f"open {path}", lambda root, _: read_file(root, path, offset=offset, length=length))

@@ -91,14 +91,15 @@ class Build:
 
     async def finish(self, result: FrontendResult) -> SolveResult:
         """Make the result real, export it, push what is to be pushed."""
-        response: Response = {}
+        answers: list[Response] = []
         if result.refs:
-            what = await _evaluate(result)
-            response = await self._export(what)
-        return SolveResult(ref=self.request.ref, response=response, metadata=result.metadata)
+            answers = await self._export(await _evaluate(result))
+        response = {key: value for answer in answers for key, value in answer.items()}
+        response |= {key: value.decode() for key, value in result.metadata.items() if key.startswith("frontend.")}
+        return SolveResult(ref=self.request.ref, response=response, metadata=result.metadata, answers=tuple(answers))
 
-    async def _export(self, what: Exportable) -> Response:
-        response: Response = {}
+    async def _export(self, what: Exportable) -> list[Response]:
+        answers: list[Response] = [{} for _ in self._exporters]
         pushes: list[tuple[str, str, Finalize]] = []
         engine, session = self.engine, self.session
 
@@ -116,7 +117,7 @@ class Build:
             digest = "sha256:" + hashlib.sha256(f"{getattr(session, 'id', '')}-export-{number}".encode()).hexdigest()
             with step(self.reporter, exporter.name, digest=digest) as shown:
                 answer, finalize = await exporter.export(what, context, shown)
-            response.update(answer)
+            answers[number] = answer
             if finalize is not None:
                 pushes.append((exporter.name, digest, finalize))
 
@@ -127,7 +128,7 @@ class Build:
                 await finalize(shown)
 
         await run_all([push(*p) for p in pushes])
-        return response
+        return answers
 
 
 async def _evaluate(result: FrontendResult) -> Exportable:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +16,14 @@ from chantier.errors import ChantierError, UnsupportedError
 from chantier.llb.caps import ALL as CAPS
 from chantier.op import Worker
 from chantier.op.image import ImageResolver
+from chantier.op.worker import threaded
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter
 from chantier.registry import Registries, Registry
 from chantier.snapshot import Native, Overlay, Snapshotter, overlay_works, recover_mounts
 from chantier.solver import Solver
-from chantier.spec import Platform, host_platform
-from chantier.store import Disk, Root
+from chantier.spec import Platform, host_platform, new_id
+from chantier.store import Db, Disk, Policy, Root, UsageRecord
 
 from .credentials import Credentials
 from .fetch import RegistryFetcher
@@ -139,8 +140,28 @@ class Engine:
         self._root.close()
         self.registries.close()
 
+    def reconfigure(self, config: Config) -> None:
+        """Take over registries, limits, entitlements and the rules of garbage collection. Running builds keep what they have."""
+        self.config = self.worker.config = config
+        self.registries.reload(config)
+        self.worker.slots.resize(config.worker_oci.max_parallelism)
+        if self.allowed_entitlements is not None:
+            self.allowed_entitlements = frozenset(config.entitlements)
+
+    @property
+    def db(self) -> Db:
+        return self._root.db
+
     def disk(self) -> Disk:
         return self._root.disk()
+
+    def new_file(self, suffix: str) -> Path:
+        """A path for a file of this process's own, on the state's file system; gone some time after the process is."""
+        return self.mount_dir / f"{new_id()}.{suffix}"
+
+    async def prune(self, policy: Policy, on_removed: Callable[[UsageRecord], None] | None = None) -> list[UsageRecord]:
+        """Delete what the policy says, now; each record that is gone is told of, in another thread."""
+        return await threaded(lambda cancelled: self.cache.prune(policy, on_removed=on_removed, cancelled=cancelled))
 
     def registry_for(self, sessions: Sequence[Any]) -> Registry:
         """A registry client that uses the credentials of these sessions. To be called from any thread."""

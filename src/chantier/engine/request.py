@@ -33,8 +33,9 @@ class SolveRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolveResult:
-    """`response` is the exporters' answer, `metadata` the frontend's (calls answer there)."""
+    """`response` is the exporters' answer, `answers` that of each; `metadata` the frontend's (calls answer there)."""
 
     ref: str
     response: Mapping[str, str]
     metadata: Mapping[str, bytes] = field(default_factory=dict)
+    answers: tuple[Mapping[str, str], ...] = ()

@@ -6,14 +6,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from chantier.errors import SessionError
+from chantier.solver.slots import Slots
 from chantier.spec import Platform, host_platform
 
 if TYPE_CHECKING:
@@ -63,14 +64,13 @@ class Worker:
     session_by_id: Mapping[str, Session] = field(default_factory=dict)  # for `local.session` and its like
     extra: dict[str, Any] = field(default_factory=dict)  # what one kind of operation keeps for the life of the engine
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(64, "chantier-op"))
-    _slots: asyncio.Semaphore | None = field(default=None, init=False)
+    slots: Slots = field(init=False)  # resized when the limit is configured anew
     _making: threading.RLock = field(default_factory=threading.RLock, init=False)  # making one thing may need another
 
     def __post_init__(self) -> None:
         for directory in (self.executor, self.tmp):
             directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        if self.parallelism > 0:
-            self._slots = asyncio.Semaphore(self.parallelism)
+        self.slots = Slots(self.parallelism)
 
     @property
     def executor(self) -> Path:
@@ -80,14 +80,9 @@ class Worker:
     def tmp(self) -> Path:
         return self.root / "tmp"
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
+    def slot(self, who: str = "") -> AbstractAsyncContextManager[None]:
         """One of the `parallelism` places; waits for it. This is what `Op.acquire` of a step returns."""
-        if self._slots is None:
-            yield
-            return
-        async with self._slots:
-            yield
+        return self.slots.hold(who)
 
     def kept(self, key: str, make: Callable[[], Any]) -> Any:
         """What one kind of operation keeps for the life of the engine, made at first use. Any thread."""

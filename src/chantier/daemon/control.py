@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""moby.buildkit.v1.Control (protocol.md 1.2): builds, their status, sessions, the worker, the cache, history."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from chantier.engine import Build, CacheOptions, FrontendResult, Policy, SolveRequest, SolveResult, UsageRecord
+from chantier.errors import CancelledError_, ChantierError, SessionError
+from chantier.pb import control_pb2 as pb
+from chantier.progress import now
+from chantier.session.remote import RemoteSession
+from chantier.wire import GrpcError, ServerCall, Service, status_of
+from chantier.wire.status import CANCELLED, UNAVAILABLE, UNKNOWN
+
+from .builds import Running
+from .clip import Clip
+from .gateway import Gateway
+from .history import ERROR_TYPE, descriptor_of, pack_status
+from .progress import Progress, replay
+from .workers import version, worker_record
+
+if TYPE_CHECKING:
+    from .daemon import Daemon
+
+_log = logging.getLogger(__name__)
+NAME = "moby.buildkit.v1.Control"
+_WAIT_STATUS_S = 6.0
+
+
+class Control:
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def service(self) -> Service:
+        return Service(
+            NAME,
+            {
+                "Solve": self.solve,
+                "Status": self.status,
+                "Session": self.session,
+                "ListWorkers": self.list_workers,
+                "Info": self.info,
+                "DiskUsage": self.disk_usage,
+                "Prune": self.prune,
+                "ListenBuildHistory": self.listen_build_history,
+                "UpdateBuildHistory": self.update_build_history,
+            },
+        )
+
+    # -- builds
+
+    async def solve(self, request: pb.SolveRequest, call: ServerCall) -> pb.SolveResponse:
+        daemon = self._daemon
+        if daemon.draining:
+            raise GrpcError(UNAVAILABLE, "the daemon is shutting down: no new builds are taken")
+        engine = await daemon.engine()
+        build = Running(
+            ref=request.Ref,
+            request=request,
+            progress=Progress(engine.new_file("status")),
+            client=call.peer.address,
+            task=asyncio.current_task(),
+        )
+        daemon.builds.add(build)
+        record = _record(build)
+        if not request.Internal:
+            daemon.history.start(record)
+        outcome: SolveResult | BaseException | None = None
+        try:
+            outcome = await self._run(build)
+            return pb.SolveResponse(ExporterResponse=dict(outcome.response))
+        except asyncio.CancelledError as err:
+            outcome = build.failure or err
+            if build.failure is not None:
+                raise build.failure from None
+            raise
+        except Exception as err:  # whatever it is, the record tells of it
+            outcome = err
+            raise
+        finally:
+            build.progress.close()
+            gateway = build.opened.result() if build.opened.done() and build.opened.exception() is None else None
+            if gateway is not None:
+                gateway.fail(CancelledError_())
+            if not build.opened.done():
+                build.opened.set_exception(GrpcError(UNKNOWN, f"the build {build.ref} has ended"))
+                build.opened.exception()
+            daemon.builds.remove(build)
+            await asyncio.shield(self._remember(build, record, outcome))
+
+    async def _run(self, build: Running) -> SolveResult:
+        daemon, request = self._daemon, build.request
+        engine = await daemon.engine()
+        session = await self._session(request.Session)
+        async with engine.open(_engine_request(request), session, build.progress) as opened:
+            gateway = Gateway(opened, dict(request.FrontendInputs))
+            build.opened.set_result(gateway)
+            return await opened.finish(await self._result(opened, gateway, request))
+
+    async def _session(self, id: str) -> RemoteSession | None:
+        """None if no client has come under that id: a build that asks nothing of it does not miss it."""
+        if not id:
+            return None
+        try:
+            return await self._daemon.sessions.get(id)
+        except SessionError:
+            return None
+
+    async def _result(self, opened: Build, gateway: Gateway, request: pb.SolveRequest) -> FrontendResult:
+        if request.Frontend or request.HasField("Definition"):
+            return await opened.drive()
+        return await gateway.returned
+
+    async def _remember(self, build: Running, record: pb.BuildHistoryRecord, outcome: SolveResult | BaseException | None) -> None:
+        progress, history = build.progress, self._daemon.history
+        if build.request.Internal:
+            progress.path.unlink(missing_ok=True)
+            return
+        record.CompletedAt.FromNanoseconds(now())
+        record.numTotalSteps, record.numCompletedSteps = progress.total, progress.completed
+        record.numCachedSteps, record.numWarnings = progress.cached, progress.warnings
+        blobs = []
+        if isinstance(outcome, SolveResult):
+            _add_result(record, outcome)
+        else:
+            status = _status(outcome)
+            record.error.code, record.error.message = status.code, status.message
+            data = pack_status(status)
+            record.externalError.CopyFrom(descriptor_of(data, ERROR_TYPE))
+            blobs.append((record.externalError, data))
+        try:
+            await history.finish(record, progress.path, blobs)
+        except (OSError, ChantierError) as err:  # the build is not to fail for it
+            _log.error("failed to keep the record of build %s: %s", build.ref, err)
+            history.abandon(build.ref)
+
+    async def status(self, request: pb.StatusRequest, call: ServerCall) -> None:
+        call.send_initial_metadata(_timestamp())
+        messages = await self._messages(request.Ref)
+        clip = Clip(self._daemon.log_limits)
+        async for message in messages:
+            await call.send(clip.apply(message))
+
+    async def _messages(self, ref: str) -> AsyncIterator[pb.StatusResponse]:
+        """A running build's, from its start; a finished one's from history."""
+        daemon = self._daemon
+        await daemon.engine()
+        running = daemon.builds.get(ref)
+        if running is None and (log := daemon.history.log_of(ref)) is not None:
+            return replay(log)
+        if running is None:
+            running = await daemon.builds.wait(ref, _WAIT_STATUS_S)
+        return running.progress.follow()
+
+    async def session(self, call: ServerCall) -> None:
+        await self._daemon.sessions.handle(call)
+
+    # -- the worker
+
+    async def list_workers(self, request: pb.ListWorkersRequest, call: ServerCall) -> pb.ListWorkersResponse:
+        engine = await self._daemon.engine()
+        record = await asyncio.to_thread(worker_record, engine)
+        fields = {"id": record.ID} | {f"labels.{key}": value for key, value in record.Labels.items()}
+        from .filters import matches
+
+        return pb.ListWorkersResponse(record=[record] if matches(list(request.filter), fields) else [])
+
+    async def info(self, request: pb.InfoRequest, call: ServerCall) -> pb.InfoResponse:
+        return pb.InfoResponse(buildkitVersion=version())
+
+    # -- the cache
+
+    async def disk_usage(self, request: pb.DiskUsageRequest, call: ServerCall) -> pb.DiskUsageResponse:
+        engine = await self._daemon.engine()
+        records = await asyncio.to_thread(engine.cache.usage, filters=tuple(request.filter), age_limit_ns=request.ageLimit)
+        return pb.DiskUsageResponse(record=[usage_message(record) for record in records])
+
+    async def prune(self, request: pb.PruneRequest, call: ServerCall) -> None:
+        engine = await self._daemon.engine()
+        policy = Policy(
+            filters=tuple(request.filter),
+            all=request.all,
+            keep_duration_ns=request.keepDuration,
+            reserved_space=request.reservedSpace,
+            max_used_space=request.maxUsedSpace,
+            min_free_space=request.minFreeSpace,
+        )
+        queue: asyncio.Queue[UsageRecord | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(record: UsageRecord) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, record)
+
+        task = asyncio.ensure_future(engine.prune(policy, tell))
+        task.add_done_callback(lambda _: queue.put_nowait(None))
+        while (record := await queue.get()) is not None:
+            await call.send(usage_message(record))
+        await task
+
+    # -- history
+
+    async def listen_build_history(self, request: pb.BuildHistoryRequest, call: ServerCall) -> None:
+        call.send_initial_metadata(_timestamp())
+        await self._daemon.engine()
+        async for event in self._daemon.history.listen(request):
+            await call.send(event)
+
+    async def update_build_history(
+        self, request: pb.UpdateBuildHistoryRequest, call: ServerCall
+    ) -> pb.UpdateBuildHistoryResponse:
+        await self._daemon.engine()
+        history = self._daemon.history
+        if request.Delete:
+            await history.delete(request.Ref)
+        elif not request.Finalize:  # there is no trace that could be flushed
+            await history.pin(request.Ref, request.Pinned)
+        return pb.UpdateBuildHistoryResponse()
+
+
+def usage_message(record: UsageRecord) -> pb.UsageRecord:
+    made = pb.UsageRecord(
+        ID=record.id,
+        Mutable=record.mutable,
+        InUse=record.in_use,
+        Size=record.size,
+        UsageCount=record.usage_count,
+        Description=record.description,
+        RecordType=record.record_type,
+        Shared=record.shared,
+        Parents=list(record.parents),
+    )
+    made.CreatedAt.FromNanoseconds(record.created_at)
+    if record.last_used_at is not None:
+        made.LastUsedAt.FromNanoseconds(record.last_used_at)
+    return made
+
+
+def _engine_request(request: pb.SolveRequest) -> SolveRequest:
+    exporters = [(e.Type, dict(e.Attrs)) for e in request.Exporters]
+    if not exporters and request.ExporterDeprecated:
+        exporters = [(request.ExporterDeprecated, dict(request.ExporterAttrsDeprecated))]
+    return SolveRequest(
+        ref=request.Ref,
+        frontend=request.Frontend,
+        attrs=dict(request.FrontendAttrs),
+        inputs=dict(request.FrontendInputs),
+        definition=request.Definition if request.HasField("Definition") else None,
+        exporters=tuple(exporters),
+        cache_imports=_cache_imports(request.Cache),
+        cache_exports=_cache_exports(request.Cache),
+        entitlements=frozenset(request.Entitlements),
+        internal=request.Internal,
+    )
+
+
+def _cache_imports(options: pb.CacheOptions) -> tuple[CacheOptions, ...]:
+    old = [CacheOptions(type="registry", attrs={"ref": ref}) for ref in options.ImportRefsDeprecated]
+    return (*old, *(CacheOptions(type=entry.Type, attrs=dict(entry.Attrs)) for entry in options.Imports))
+
+
+def _cache_exports(options: pb.CacheOptions) -> tuple[CacheOptions, ...]:
+    found = [CacheOptions(type=entry.Type, attrs=dict(entry.Attrs)) for entry in options.Exports]
+    if options.ExportRefDeprecated:
+        found.append(CacheOptions(type="registry", attrs={**options.ExportAttrsDeprecated, "ref": options.ExportRefDeprecated}))
+    return tuple(found)
+
+
+def _record(build: Running) -> pb.BuildHistoryRecord:
+    request = build.request
+    record = pb.BuildHistoryRecord(
+        Ref=build.ref,
+        Frontend=request.Frontend,
+        FrontendAttrs=dict(request.FrontendAttrs),
+        Exporters=list(request.Exporters),
+    )
+    record.CreatedAt.FromNanoseconds(build.started_at)
+    return record
+
+
+def _add_result(record: pb.BuildHistoryRecord, result: SolveResult) -> None:
+    for key, value in result.metadata.items():
+        try:
+            record.ExporterResponse[key] = value.decode()
+        except UnicodeDecodeError:
+            continue  # not text: the record's map has only texts
+    info = pb.BuildResultInfo()
+    for number, response in enumerate(result.answers):
+        if "containerimage.descriptor" in response:
+            info.Results[number].CopyFrom(_descriptor(response["containerimage.descriptor"]))
+            if not info.HasField("ResultDeprecated"):
+                info.ResultDeprecated.CopyFrom(info.Results[number])
+    record.Result.CopyFrom(info)
+
+
+def _descriptor(text: str) -> pb.Descriptor:
+    value = json.loads(b64decode(text))
+    return pb.Descriptor(
+        media_type=value.get("mediaType", ""),
+        digest=value.get("digest", ""),
+        size=value.get("size", 0),
+        annotations=value.get("annotations") or {},
+    )
+
+
+def _status(outcome: BaseException | None) -> GrpcError:
+    if outcome is None or isinstance(outcome, asyncio.CancelledError):
+        return GrpcError(CANCELLED, "context canceled")
+    return status_of(outcome)
+
+
+def _timestamp() -> dict[str, str]:
+    return {"buildkit-current-timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
+
+
+__all__ = ["NAME", "Control", "usage_message"]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Services beside BuildKit's own: traces (taken and dropped), and what `chantier daemon status` asks."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from chantier import __version__
+from chantier.pb import control_pb2, daemon_pb2, trace_pb2
+from chantier.progress import now
+from chantier.wire import ServerCall, Service
+
+if TYPE_CHECKING:
+    from .builds import Running
+    from .daemon import Daemon
+
+TRACE_NAME = "opentelemetry.proto.collector.trace.v1.TraceService"
+STATUS_NAME = "chantier.v1.Daemon"
+
+
+def traces() -> Service:
+    """Clients send their spans when they end; nothing is made of them here."""
+
+    async def export(request: trace_pb2.ExportTraceServiceRequest, call: ServerCall) -> trace_pb2.ExportTraceServiceResponse:
+        return trace_pb2.ExportTraceServiceResponse()
+
+    return Service(TRACE_NAME, {"Export": export})
+
+
+def own(daemon: Daemon) -> Service:
+    """`Status` answers JSON in a BytesMessage: see `report`."""
+
+    async def status(request: daemon_pb2.StatusRequest, call: ServerCall) -> control_pb2.BytesMessage:
+        return control_pb2.BytesMessage(data=json.dumps(report(daemon), sort_keys=True).encode())
+
+    return Service(STATUS_NAME, {"Status": status})
+
+
+def report(daemon: Daemon) -> dict[str, Any]:
+    """What runs, what waits and for what, as plain values."""
+    engine = daemon.opened_engine if daemon.is_open else None
+    found: dict[str, Any] = {
+        "version": __version__,
+        "pid": os.getpid(),
+        "started": daemon.started_at,
+        "uptime_s": round(time.time() - daemon.started_at, 1),
+        "state": daemon.state,
+        "addresses": daemon.addresses,
+        "root": str(daemon.root),
+        "config": daemon.config.file or "",
+        "sessions": [session.id for session in daemon.sessions],
+        "connections": daemon.connections,
+        "builds": [_build(build) for build in daemon.builds.all()],
+        "needs_restart": list(daemon.needs_restart),
+    }
+    if engine is not None:
+        slots = engine.worker.slots
+        found["steps"] = {"running": len(slots.running), "waiting": len(slots.waiting), "limit": slots.limit}
+        found["vertices"] = [
+            {
+                "digest": status.digest,
+                "name": status.name,
+                "builds": list(status.jobs),
+                "state": status.state,
+                "doing": list(status.doing),
+                "waits_for": list(status.waits_for),
+                "since_s": round(status.since_s, 1),
+            }
+            for status in engine.solver.dump()
+            if status.state in ("busy", "waiting", "failed")
+        ]
+    return found
+
+
+def _build(build: Running) -> dict[str, Any]:
+    at = now()
+    return {
+        "ref": build.ref,
+        "client": build.client,
+        "session": build.request.Session,
+        "internal": build.request.Internal,
+        "since_s": round((at - build.started_at) / 1e9, 1),
+        "quiet_s": round((at - build.progress.active_at) / 1e9, 1),
+        "steps": {"total": build.progress.total, "completed": build.progress.completed, "cached": build.progress.cached},
+        "running": [
+            {"name": seen.vertex.name, "since_s": round((at - seen.vertex.started) / 1e9, 1)}
+            for seen in build.progress.seen.values()
+            if seen.vertex.started is not None and seen.vertex.completed is None
+        ],
+    }
+
+
+__all__ = ["STATUS_NAME", "TRACE_NAME", "own", "report", "traces"]

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLBBridge for one build: what a frontend asks, whoever runs it (protocol.md 1.5.1).
+
+The daemon gives each call to the build that its metadata names (`services.py`); a frontend image in a container has a
+server of its own, for its build alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from chantier.engine import Build, CacheImport, EngineRef, FrontendResult, OciStore
+from chantier.errors import ChantierError, UsageError
+from chantier.pb import gateway_pb2 as pb
+from chantier.pb import ops_pb2
+from chantier.spec import new_id
+from chantier.wire import Detail, GrpcError, ServerCall, status_of
+from chantier.wire.status import INVALID_ARGUMENT, UNKNOWN
+
+from .convert import read_result, read_warning, result_message
+from .solve_error import solve_detail
+from .workers import GATEWAY_CAPS, caps, from_pb, llb_caps, worker_record
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+T = TypeVar("T")
+METHODS = (
+    "ResolveImageConfig",
+    "ResolveSourceMeta",
+    "Solve",
+    "ReadFile",
+    "ReadDir",
+    "StatFile",
+    "Evaluate",
+    "Ping",
+    "Return",
+    "Inputs",
+    "Warn",
+)
+
+
+class Gateway:
+    """`returned` is the result that the client gives, or its error."""
+
+    def __init__(self, build: Build, inputs: Mapping[str, ops_pb2.Definition]) -> None:
+        self.build = build
+        self.returned: asyncio.Future[FrontendResult] = asyncio.get_running_loop().create_future()
+        self._inputs = inputs
+        self._refs: dict[str, EngineRef] = {}
+        self._names: dict[EngineRef, str] = {}
+        self._handlers: dict[str, Callable[[Any, ServerCall], Awaitable[Any]]] = {
+            "ResolveImageConfig": self._resolve_image_config,
+            "ResolveSourceMeta": self._resolve_source_meta,
+            "Solve": self._solve,
+            "ReadFile": self._read_file,
+            "ReadDir": self._read_dir,
+            "StatFile": self._stat_file,
+            "Evaluate": self._evaluate,
+            "Ping": self._ping,
+            "Return": self._return,
+            "Inputs": self._give_inputs,
+            "Warn": self._warn,
+        }
+
+    async def handle(self, method: str, request: Any, call: ServerCall) -> Any:
+        return await self.build.within(self._run(self._handlers[method](request, call)))
+
+    async def _run(self, work: Awaitable[T]) -> T:
+        return await work
+
+    def fail(self, error: BaseException) -> None:
+        """No result will come."""
+        if not self.returned.done():
+            self.returned.set_exception(error)
+            self.returned.exception()  # whether somebody waits for it or not
+
+    # -- refs
+
+    def name_of(self, ref: Any) -> str:
+        if not isinstance(ref, EngineRef) or ref.empty:
+            return ""
+        name = self._names.get(ref)
+        if name is None:
+            name = self._names[ref] = new_id()
+            self._refs[name] = ref
+        return name
+
+    def ref_of(self, id: str) -> EngineRef | None:
+        if not id:
+            return None
+        ref = self._refs.get(id)
+        if ref is None:
+            raise GrpcError(UNKNOWN, f"no such ref: {id}")
+        return ref
+
+    def _needed(self, id: str) -> EngineRef:
+        ref = self.ref_of(id)
+        if ref is None:
+            raise GrpcError(UNKNOWN, "no such file or directory: the result is empty")
+        return ref
+
+    async def _reading(self, id: str, work: Coroutine[Any, Any, T]) -> T:
+        """Errors of what makes a ref carry what a client needs to look into it; those of reading are Unknown, as Go's are."""
+        try:
+            return await work
+        except GrpcError:
+            raise
+        except ChantierError as err:
+            raise self._failed(err, self._refs.get(id)) from err
+
+    def _failed(self, err: ChantierError, ref: EngineRef | None) -> GrpcError:
+        detail = solve_detail(err, ref)
+        status = status_of(err, [detail])
+        if err.vertex is None and err.grpc_code == 5:
+            return GrpcError(UNKNOWN, status.message, status.details)
+        return status
+
+    # -- what is asked
+
+    async def _ping(self, request: pb.PingRequest, call: ServerCall) -> pb.PongResponse:
+        engine = self.build.engine
+        return pb.PongResponse(
+            FrontendAPICaps=caps(GATEWAY_CAPS), LLBCaps=llb_caps(engine), Workers=[worker_record(engine, brief=True)]
+        )
+
+    async def _solve(self, request: pb.SolveRequest, call: ServerCall) -> pb.SolveResponse:
+        ref: EngineRef | None = None
+        try:
+            result = await self._make(request)
+            for found in result.refs.values() if request.Evaluate else ():
+                if isinstance(found, EngineRef):
+                    ref = found
+                    await ref.result()
+        except GrpcError:
+            raise
+        except ChantierError as err:
+            raise self._failed(err, ref) from err
+        if request.Final:
+            self._final(request, result)
+        if not request.allowResultReturn:
+            only = result.refs.get("") if len(result.refs) <= 1 else None
+            return pb.SolveResponse(ref=self.name_of(only))
+        return pb.SolveResponse(result=result_message(result, self.name_of, array=request.allowResultArrayRef))
+
+    async def _make(self, request: pb.SolveRequest) -> FrontendResult:
+        imports = tuple(CacheImport(type=entry.Type, attrs=dict(entry.Attrs)) for entry in request.CacheImports)
+        if request.Frontend:
+            if request.HasField("Definition") and getattr(request.Definition, "def"):
+                raise UsageError("cannot solve with both Definition and Frontend specified")
+            inputs = dict(request.FrontendInputs)
+            return await self.build.run_frontend(request.Frontend, dict(request.FrontendOpt), inputs)
+        return FrontendResult(refs={"": await self.build.bridge.solve(request.Definition, cache_imports=imports)})
+
+    def _final(self, request: pb.SolveRequest, result: FrontendResult) -> None:
+        """The way of returning before there was Return."""
+        metadata = dict(result.metadata)
+        if request.ExporterAttr:
+            from base64 import b64decode
+
+            attributes = json.loads(request.ExporterAttr) or {}
+            metadata |= {key: b64decode(value) for key, value in attributes.items()}
+        self._give(FrontendResult(refs=result.refs, metadata=metadata))
+
+    def _give(self, result: FrontendResult) -> None:
+        if self.returned.done():
+            raise GrpcError(UNKNOWN, "gateway result is already set")
+        self.returned.set_result(result)
+
+    async def _return(self, request: pb.ReturnRequest, call: ServerCall) -> pb.ReturnResponse:
+        if request.HasField("error") == request.HasField("result"):
+            raise GrpcError(UNKNOWN, "gateway return must be either result or err")
+        if self.returned.done():
+            raise GrpcError(UNKNOWN, "gateway result is already set")
+        if request.HasField("error"):
+            error = request.error
+            self.fail(GrpcError(error.code or UNKNOWN, error.message, [Detail(d.type_url, d.value) for d in error.details]))
+        else:
+            self._give(read_result(request.result, self.ref_of))
+        return pb.ReturnResponse()
+
+    async def _evaluate(self, request: pb.EvaluateRequest, call: ServerCall) -> pb.EvaluateResponse:
+        ref = self.ref_of(request.Ref)
+        if ref is not None:
+            await self._reading(request.Ref, ref.result())
+        return pb.EvaluateResponse()
+
+    async def _read_file(self, request: pb.ReadFileRequest, call: ServerCall) -> pb.ReadFileResponse:
+        window = request.Range
+        reading = self._needed(request.Ref).read_file(request.FilePath, offset=window.Offset, length=window.Length)
+        return pb.ReadFileResponse(Data=await self._reading(request.Ref, reading))
+
+    async def _read_dir(self, request: pb.ReadDirRequest, call: ServerCall) -> pb.ReadDirResponse:
+        reading = self._needed(request.Ref).read_dir(request.DirPath, pattern=request.IncludePattern)
+        return pb.ReadDirResponse(entries=await self._reading(request.Ref, reading))
+
+    async def _stat_file(self, request: pb.StatFileRequest, call: ServerCall) -> pb.StatFileResponse:
+        reading = self._needed(request.Ref).stat_file(request.Path)
+        return pb.StatFileResponse(stat=await self._reading(request.Ref, reading))
+
+    async def _give_inputs(self, request: pb.InputsRequest, call: ServerCall) -> pb.InputsResponse:
+        return pb.InputsResponse(Definitions=dict(self._inputs))
+
+    async def _warn(self, request: pb.WarnRequest, call: ServerCall) -> pb.WarnResponse:
+        try:
+            warning = read_warning(request)
+        except UsageError as err:
+            raise GrpcError(INVALID_ARGUMENT, str(err)) from err
+        await self.build.bridge.warn(warning)
+        return pb.WarnResponse()
+
+    async def _resolve_image_config(
+        self, request: pb.ResolveImageConfigRequest, call: ServerCall
+    ) -> pb.ResolveImageConfigResponse:
+        store = OciStore(session=request.SessionID, store=request.StoreID) if request.ResolverType == 1 else None
+        found = await self.build.bridge.resolve_image(
+            request.Ref,
+            platform=from_pb(request.Platform) if request.HasField("Platform") else None,
+            mode=request.ResolveMode or "default",
+            log_name=request.LogName,
+            store=store,
+        )
+        return pb.ResolveImageConfigResponse(Ref=found.ref, Digest=found.digest, Config=found.config)
+
+    async def _resolve_source_meta(self, request: pb.ResolveSourceMetaRequest, call: ServerCall) -> pb.ResolveSourceMetaResponse:
+        answer = pb.ResolveSourceMetaResponse(Source=request.Source)
+        scheme, _, name = request.Source.identifier.partition("://")
+        if scheme in ("docker-image", "oci-layout"):
+            await self._image_meta(request, answer, scheme, name)
+            return answer
+        found = await self.build.bridge.resolve_source(
+            request.Source, log_name=request.LogName, return_object=request.Git.ReturnObject
+        )
+        if scheme == "git":
+            answer.Git.Checksum, answer.Git.Ref = found.checksum, found.ref
+            answer.Git.CommitChecksum = found.commit_checksum
+            answer.Git.CommitObject = found.commit_object or b""
+            answer.Git.TagObject = found.tag_object or b""
+        elif scheme in ("http", "https"):
+            answer.HTTP.Checksum, answer.HTTP.Filename = found.checksum, found.filename
+            if found.last_modified is not None:
+                answer.HTTP.LastModified.FromSeconds(found.last_modified)
+        return answer
+
+    async def _image_meta(
+        self, request: pb.ResolveSourceMetaRequest, answer: pb.ResolveSourceMetaResponse, scheme: str, name: str
+    ) -> None:
+        attrs = request.Source.attrs
+        store = None
+        if scheme == "oci-layout":
+            store = OciStore(session=attrs.get("oci.session", ""), store=attrs.get("oci.store", ""))
+        found = await self.build.bridge.resolve_image(
+            name,
+            platform=from_pb(request.Platform) if request.HasField("Platform") else None,
+            mode=request.ResolveMode or attrs.get("image.resolvemode", "") or "default",
+            log_name=request.LogName,
+            store=store,
+        )
+        answer.Image.Digest = found.digest
+        if not request.Image.NoConfig:
+            answer.Image.Config = found.config
+
+
+__all__ = ["METHODS", "Gateway"]
