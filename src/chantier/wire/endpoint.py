@@ -76,7 +76,7 @@ class Endpoint:
         self._pings: dict[bytes, asyncio.Future[None]] = {}
         self._ping_count = 0
         self._keepalive = keepalive
-        self._asked = False
+        self._asked_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._write = write
         self.conn = Connection(role, self._send, limits=limits, schedule=self._schedule)
@@ -214,17 +214,18 @@ class Endpoint:
     def _tick(self) -> None:
         keepalive = self._keepalive
         assert keepalive is not None
-        silent = self.loop.time() - self.last_heard
-        if silent >= keepalive.interval_s + keepalive.timeout_s and self._asked:
-            self.fail(f"no answer for {silent:.0f} s")
-            return
-        if silent >= keepalive.interval_s:
-            if not self._asked:
-                self._asked = True
-                self.conn.ping(b"keepaliv")
-            wait = min(keepalive.timeout_s, keepalive.interval_s + keepalive.timeout_s - silent)
+        now = self.loop.time()
+        silent = now - self.last_heard
+        if self._asked_at is not None and self._asked_at > self.last_heard:
+            wait = self._asked_at + keepalive.timeout_s - now
+            if wait <= 0:
+                self.fail(f"no answer for {silent:.0f} s")
+                return
+        elif silent >= keepalive.interval_s:
+            self._asked_at = now
+            self.conn.ping(b"keepaliv")
+            wait = keepalive.timeout_s
         else:
-            self._asked = False
             wait = keepalive.interval_s - silent
         self._timer = self.loop.call_later(max(wait, 0.01), self._tick)
 
