@@ -31,15 +31,13 @@ def run(args: Sequence[str], debug: bool) -> int:
     prepared = prepare(request, stdout_is_tty=sys.stdout.isatty())
     if given.iidfile and os.path.exists(given.iidfile):
         os.unlink(given.iidfile)
-    from chantier.driver.embedded import Embedded
+    from chantier.driver.choose import choose
 
+    driver = choose(given.builder, root=given.root, config=given.config, env=os.environ)
     show_progress = "quiet" if quiet else given.progress
-    display = open_display(
-        show_progress, sys.stderr, heading="building with the embedded engine", title="embedded", explain=given.explain
-    )
+    display = open_display(show_progress, sys.stderr, heading=driver.heading, title=driver.title, explain=given.explain)
     try:
         try:
-            driver = Embedded(root=given.root, config=given.config)
             with logging_to(sys.stderr, driver.config, debug=debug), driver:
                 result = driver.build(prepared, display)
         finally:
@@ -96,6 +94,7 @@ def _parser() -> Parser:
     add("--annotation", action="append", default=[], metavar="KEY=VALUE", help="an annotation of the image")
     add("--attest", action="append", default=[], help=argparse.SUPPRESS)
     add("--build-arg", action="append", default=[], metavar="KEY=VALUE", help="a build argument (KEY alone: its value here)")
+    add("--builder", default=None, metavar="NAME", help="the builder: a name of `chantier ls`, an address, or embedded")
     add(
         "--build-context",
         action="append",

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A BuildKit daemon as its clients see it, ours or a stock one: what it is, what it holds, builds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Self
+
+from chantier.errors import ChantierError
+from chantier.pb import control_pb2 as pb
+from chantier.progress import Reporter
+from chantier.session.serve import Attached, Offered, attach
+from chantier.wire import Channel, GrpcError, Stub, error_of
+
+from .call import SolveCall
+from .solve import CONTROL, Answer, Attach, Solving
+from .worker import Usage, Version, Worker, usage_of, version_of, worker_of
+
+_UNIMPLEMENTED = 12
+_UNAVAILABLE = 14
+
+
+class Client:
+    """Belongs to one event loop; owns its channel. Methods raise ChantierError; a daemon that is not there is `transient`."""
+
+    def __init__(self, channel: Channel, *, attach: Attach | None = None) -> None:
+        """`attach` is how sessions reach the daemon; None: inside Control.Session."""
+        self.channel = channel
+        self.name = channel.name
+        self._control = Stub(channel, CONTROL)
+        self._attach = attach or self._tunnel
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self.channel.close()
+
+    # -- facts
+
+    async def version(self, *, timeout_s: float | None = None) -> Version | None:
+        """None for a daemon too old to say it."""
+        try:
+            answer = await self._control.unary("Info", pb.InfoRequest(), timeout_s=timeout_s)
+        except GrpcError as err:
+            if err.code == _UNIMPLEMENTED:
+                return None
+            raise error_of(err) from err
+        return version_of(answer.buildkitVersion)
+
+    async def workers(self, filters: Sequence[str] = (), *, timeout_s: float | None = None) -> tuple[Worker, ...]:
+        """The first is the default one, its first platform the default platform."""
+        try:
+            answer = await self._control.unary("ListWorkers", pb.ListWorkersRequest(filter=filters), timeout_s=timeout_s)
+        except GrpcError as err:
+            raise error_of(err) from err
+        return tuple(worker_of(record) for record in answer.record)
+
+    async def usage(self, filters: Sequence[str] = ()) -> tuple[Usage, ...]:
+        try:
+            answer = await self._control.unary("DiskUsage", pb.DiskUsageRequest(filter=filters))
+        except GrpcError as err:
+            raise error_of(err) from err
+        return tuple(usage_of(record) for record in answer.record)
+
+    async def prune(
+        self,
+        filters: Sequence[str] = (),
+        *,
+        all: bool = False,
+        keep_duration: int = 0,
+        reserved_space: int = 0,
+        max_used_space: int = 0,
+        min_free_space: int = 0,
+    ) -> AsyncIterator[Usage]:
+        """What is deleted, as it is deleted. `keep_duration` in nanoseconds, spaces in bytes."""
+        request = pb.PruneRequest(
+            filter=filters,
+            all=all,
+            keepDuration=keep_duration,
+            reservedSpace=reserved_space,
+            maxUsedSpace=max_used_space,
+            minFreeSpace=min_free_space,
+        )
+        try:
+            async with self._control.stream("Prune") as call:
+                await call.send(request)
+                call.close_send()
+                async for record in call:
+                    yield usage_of(record)
+        except GrpcError as err:
+            raise error_of(err) from err
+
+    async def wait(self, *, timeout_s: float) -> None:
+        """Until the daemon answers. Raises the last error."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        while True:
+            try:
+                await self.version(timeout_s=max(0.1, end - loop.time()))
+            except ChantierError as err:
+                if not err.transient or loop.time() + 1 > end:
+                    raise
+            else:
+                return
+            await asyncio.sleep(1)
+
+    # -- builds
+
+    async def solve(self, call: SolveCall, offered: Offered, reporter: Reporter) -> Answer:
+        """Run one build to its end. Cancelling it cancels the build. Raises ChantierError with places in sources."""
+        try:
+            async with self._attach(offered) as attached:
+                solving = Solving(self.channel, call, offered.session.id, reporter)
+                work = asyncio.create_task(solving.run())
+                try:
+                    answer: Answer = await attached.watch(work)
+                except asyncio.CancelledError:
+                    work.cancel()
+                    await asyncio.gather(work, return_exceptions=True)
+                    raise
+                return answer
+        except GrpcError as err:
+            raise error_of(err) from err
+
+    def _tunnel(self, offered: Offered, /) -> AbstractAsyncContextManager[Attached]:
+        return attach(self.channel, offered)
+
+    def stub(self, service: str) -> Any:
+        """Calls of another service of the daemon, such as its content store."""
+        return Stub(self.channel, service)
+
+
+__all__ = ["Client"]

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a build is offered of this machine, as a session: directories, secrets, logins, agents, places for results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chantier.client import Offer
+from chantier.session.local import LocalSession, SecretSource, Target
+from chantier.session.types import Credentials
+
+from .load import EngineSink, find_engine
+
+if TYPE_CHECKING:
+    from chantier.session.serve import Offered
+
+
+def open_session(offer: Offer, env: Mapping[str, str], stack: ExitStack) -> LocalSession:
+    """The session of a build on this machine: an embedded engine reads the user's directories in place. Closed with the stack."""
+    from chantier.registry import AuthFile
+
+    from .ssh import agent_for
+
+    outputs: list[Target] = []
+    for output in offer.outputs:
+        if output.load:
+            name, address = find_engine(env)
+            outputs.append(partial(_loading, name, address))
+        elif output.dest == "-":
+            outputs.append(sys.stdout.buffer)
+        else:
+            outputs.append(Path(output.dest) if output.dest else None)
+    logins = AuthFile(env)
+
+    def credentials(host: str) -> Credentials | None:
+        login = logins.credentials(host)
+        return Credentials(username=login.username, secret=login.secret) if login is not None else None
+
+    uploads = {}
+    if offer.context.upload is not None:
+        id, stream, head = offer.context.upload
+        uploads[id] = (stream, head)
+    session = LocalSession(
+        directories=offer.context.directories,
+        files=offer.context.files,
+        secrets={s.id: SecretSource(file=Path(s.file) if s.file else None, env=s.env, value=s.value) for s in offer.secrets},
+        agents={s.id: stack.enter_context(agent_for(s.id, s.paths)) for s in offer.ssh},
+        credentials=credentials,
+        outputs=outputs,
+        uploads=uploads,
+        layouts=offer.layouts,
+        shared_base=offer.context.shared_base,
+        allow_delete=offer.allow_delete,
+        env=env,
+    )
+    return stack.enter_context(session)
+
+
+def offered(offer: Offer, session: LocalSession) -> Offered:
+    """The session as it is served to a daemon."""
+    from chantier.session.serve import Offered
+
+    trees = {n: Path(o.dest) for n, o in enumerate(offer.outputs) if o.type == "local"}
+    # Contexts in OCI layouts are asked for as `oci:ID`, caches and outputs by the name they were offered under.
+    stores = {id if ":" in id or id == "export" else f"oci:{id}": path for id, path in offer.layouts.items()}
+    delete = frozenset(n for n in trees if offer.outputs[n].attrs.get("mode") == "delete")
+    return Offered(session, directories=trees, delete=delete, stores=stores)
+
+
+def _loading(name: str, address: str, metadata: Mapping[str, str]) -> EngineSink:
+    return EngineSink(name, address)
+
+
+__all__ = ["offered", "open_session"]

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a driver of builds is, and its blocking face: one event loop that lives from the first build to `close`."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from chantier.client import BuildResult, Prepared
+from chantier.config import Config
+from chantier.progress import Reporter
+
+
+class Running:
+    """Base of drivers. Not for several threads at once; builds may overlap in one loop."""
+
+    heading = ""  # the first line of plain progress
+    title = ""  # what a terminal shows beside the counter
+    place = "embedded/embedded0"  # BUILDER/NODE, before the id of a build
+
+    config: Config  # what the engine's log is written by here
+
+    def __init__(self) -> None:
+        self.config = Config()
+        self._runner: asyncio.Runner | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what `build` opened; after `abuild`, await `aclose` instead."""
+        if self._runner is not None:
+            self._runner.run(self.aclose())
+            self._runner.close()
+            self._runner = None
+
+    def build(self, prepared: Prepared, reporter: Reporter) -> BuildResult:
+        """Run one build to its end; blocks. Interrupting it cancels the build and waits until its steps are gone."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(self.abuild(prepared, reporter))
+
+    async def abuild(self, prepared: Prepared, reporter: Reporter) -> BuildResult:
+        """Run one build in the running loop; several may run at once."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        raise NotImplementedError
+
+
+def result_of(ref: str, response: dict[str, str], metadata: dict[str, bytes]) -> BuildResult:
+    """A BuildResult from what exporters and the frontend answered."""
+    return BuildResult(
+        ref=ref,
+        digest=response.get("containerimage.digest", ""),
+        config_digest=response.get("containerimage.config.digest", ""),
+        image_names=tuple(n for n in response.get("image.name", "").split(",") if n),
+        response=response,
+        calls={k: v for k, v in metadata.items() if k.startswith("result.") or k == "version"},
+    )
+
+
+__all__ = ["Running", "result_of"]
