@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,6 +91,31 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]
     found = start_registry(tmp_path_factory.mktemp("registry"))
     yield found
     found.stop()
+
+
+@contextmanager
+def start_docker(directory: Path, *args: str) -> Iterator[str]:
+    """A dockerd with state, socket and bridge of its own; yields its address. `args` are more of its flags."""
+    socket_path = directory / "docker.sock"
+    log = open(directory / "log", "wb")
+    process = subprocess.Popen(
+        [
+            "dockerd", f"--data-root={directory}/data", f"--exec-root={directory}/exec", f"--pidfile={directory}/pid",
+            f"--host=unix://{socket_path}", "--bridge=none", "--iptables=false", "--ip-masq=false", *args,
+        ],
+        stdout=log, stderr=log,
+    )  # fmt: skip
+    address = f"unix://{socket_path}"
+    try:
+        end = time.monotonic() + 60
+        while subprocess.run(["docker", "-H", address, "version"], capture_output=True, check=False).returncode != 0:
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"dockerd did not start: {(directory / 'log').read_text()[-2000:]}")
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def make_base(directory: Path) -> Path:

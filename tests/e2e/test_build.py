@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,7 @@ AWKWARD = r"""FROM alpine
 RUN mkdir -p /d/sub /gone && echo x > /d/x && ln /d/x /d/hard && ln -s x /d/soft && chown -h 5:6 /d/soft
 RUN chmod 4755 /d/x && mkfifo /d/fifo && mknod /d/null c 1 3 && dd if=/dev/zero of=/d/sparse bs=1 count=1 seek=5000000
 RUN touch "/d/$(printf 'caf\351')" "/d/$(printf '%0120d' 0)" && touch -d '2001-02-03 04:05:06' /d/old
+RUN mkdir /h && echo y > /h/a && ln /h/a /h/b && ln /h/a /h/c
 RUN rm -rf /d/sub /home/app && mkdir /home/app && echo new > /home/app/new && rmdir /gone && rm /etc/group
 RUN chown -R 1000:1001 /d && chmod 2770 /d && chmod 4755 /d/x
 """
@@ -125,7 +127,7 @@ def test_other_tools_unpack_our_layers_identically(chantier: Command, registry: 
     assert pushed == tree_of(tmp_path / "ours")
     root = tmp_path / "pushed"
     assert os.lstat(root / "d/x").st_mode & 0o7777 == 0o4755
-    assert os.stat(root / "d/x").st_ino == os.stat(root / "d/hard").st_ino
+    assert os.stat(root / "h/a").st_ino == os.stat(root / "h/b").st_ino == os.stat(root / "h/c").st_ino
     assert os.listdir(root / "home/app") == ["new"]
     assert not (root / "gone").exists()
     assert os.fsencode("caf") + b"\xe9" in os.listdir(os.fsencode(root / "d"))
@@ -190,17 +192,28 @@ def test_outputs_local_and_docker_tar(chantier: Command, tmp_path: Path) -> None
 def test_compressions_give_the_same_tree(chantier: Command, tmp_path: Path) -> None:
     text = "FROM alpine\nRUN seq 100000 > /numbers\n"
     trees = []
-    for kind in ("gzip", "zstd", "uncompressed"):
+    for kind, suffix in (("gzip", "+gzip"), ("zstd", "+zstd"), ("uncompressed", ".tar")):
         out = tmp_path / f"{kind}.tar"
         chantier.build(text, "-o", f"type=oci,dest={out},compression={kind},force-compression=true").ok()
+        manifest, config = manifest_of(out)
+        assert [layer["mediaType"].endswith(suffix) for layer in manifest["layers"]] == [True, True]
+        trees.append(config["rootfs"]["diff_ids"])
         run_ok("skopeo", "copy", f"oci-archive:{out}", f"oci:{tmp_path}/{kind}:b")
-        index = json.loads((tmp_path / kind / "index.json").read_text())
-        blob = lambda d, kind=kind: tmp_path / kind / "blobs" / d.replace(":", "/")  # noqa: E731
-        manifest = json.loads(blob(index["manifests"][0]["digest"]).read_text())
-        suffix = {"gzip": "+gzip", "zstd": "+zstd", "uncompressed": ".tar"}[kind]
-        assert all(layer["mediaType"].endswith(suffix) for layer in manifest["layers"])
-        trees.append(json.loads(blob(manifest["config"]["digest"]).read_text())["rootfs"]["diff_ids"])
     assert trees[0] == trees[1] == trees[2]
+
+
+def manifest_of(archive: Path) -> tuple[dict, dict]:
+    """Manifest and config of the one image in an OCI archive."""
+    with tarfile.open(archive) as tar:
+
+        def read(name: str) -> dict:
+            member = tar.extractfile(name)
+            assert member is not None
+            return json.load(member)
+
+        digest = read("index.json")["manifests"][0]["digest"]
+        manifest = read("blobs/" + digest.replace(":", "/"))
+        return manifest, read("blobs/" + manifest["config"]["digest"].replace(":", "/"))
 
 
 def test_files_for_other_programs(chantier: Command, tmp_path: Path, registry: RealRegistry) -> None:

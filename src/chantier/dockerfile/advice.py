@@ -50,6 +50,7 @@ _ADVICE: Final = (
     ("invalid network mode", "use default, none or host"),
     ("security ", "use sandbox or insecure"),
     ("'from' doesn't support", "write FROM image AS name above, with the variable there, and mount from=name"),
+    ("device name already set", "name one device for each --device"),
     ("failed to parse csv", "separate options by commas; an option with a comma in it stands in double quotes"),
     ("invalid field", "write key=value"),
     ("invalid check option", "use skip=, experimental= and error=, separated by ;"),

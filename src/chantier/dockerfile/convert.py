@@ -21,6 +21,7 @@ from chantier.spec import Platform, Reference
 from chantier.spec.patterns import Patterns
 
 from . import lint as checks
+from .advice import advise
 from .args import EPOCH, GlobalArgs, global_args, predefined, proxy_of
 from .at import At
 from .base import Bases, begin
@@ -137,7 +138,7 @@ async def to_llb(
     """
     raw = data.data if isinstance(data, Program) else data
     if not raw:
-        raise DockerfileError("the Dockerfile cannot be empty")
+        raise advise(DockerfileError("the Dockerfile cannot be empty"))
     lint = linter if linter is not None else linter_for(raw, options)
     filename = source_map.filename if source_map is not None else "Dockerfile"
     program = data if isinstance(data, Program) else parse(data, filename, lint=lint)
