@@ -7,6 +7,7 @@ outer call's window.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,9 @@ class Tunnel:
                     self.endpoint.feed(message.data)
         except GrpcError as err:
             reason = str(err)
+        except asyncio.CancelledError:
+            reason = "the other side went away"  # with the outer call, and so its handler
+            raise
         finally:
             self._over = True
             self._call.on_writable = None

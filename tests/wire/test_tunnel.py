@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A connection inside a call: the outer server calls what the outer client serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from chantier.pb import control_pb2 as pb
+from chantier.wire import Channel, Endpoint, GrpcError, Server, ServerCall, Service, Stub, Tunnel, client_endpoint
+
+from .peers import BIG, CONTROL, Bytes, Echo, our_stub, run, their_server
+
+Work = Callable[[Stub, Endpoint], Awaitable[None]]
+
+
+@asynccontextmanager
+async def daemon(path: Path, work: Work) -> AsyncIterator[asyncio.Future[None]]:
+    """A server whose Session handler does `work` with the client behind it."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def session(call: ServerCall) -> None:
+        call.send_initial_metadata()
+        tunnel = Tunnel(call, lambda write, end: client_endpoint(write, end, name="the client"), Bytes)
+        working = asyncio.create_task(within(tunnel))
+        await tunnel.run()
+        await working
+
+    async def within(tunnel: Tunnel) -> None:
+        try:
+            await work(Stub(Channel.on(tunnel.endpoint), CONTROL), tunnel.endpoint)
+            done.set_result(None)
+        except BaseException as err:
+            done.set_exception(err)
+        finally:
+            tunnel.endpoint.fail("client transport shutdown")
+
+    server = Server([Service(CONTROL, {"Session": session})])
+    await server.listen(f"unix://{path}/s")
+    try:
+        yield done
+    finally:
+        await server.close(0.2)
+
+
+async def serve_inside(stub: Stub, echo: Echo) -> None:
+    """The client's half: our server in the tunnel."""
+    server = Server([echo.service()])
+    async with stub.stream("Session") as call:
+        await Tunnel(call, server.attach, Bytes).run()
+        call.close_send()
+        await call.status()
+
+
+async def all_kinds(stub: Stub, endpoint: Endpoint) -> None:
+    answer = await stub.unary("Info", pb.InfoRequest(), metadata=[("x-say", "inside")], timeout_s=5)
+    assert answer.buildkitVersion.version == "inside"
+    async with stub.stream("Status") as call:
+        await call.send(pb.StatusRequest(Ref="5000"))
+        call.close_send()
+        assert [m.logs[0].msg async for m in call] == [b"%d" % n for n in range(5000)]
+    async with stub.stream("Session") as call:
+        for n in (0, 1, 100_000, BIG):
+            await call.send(Bytes(data=bytes(n)))
+            assert len((await call.read()).data) == n
+        call.close_send()
+        assert await call.read() is None
+    with pytest.raises(GrpcError) as caught:
+        await stub.unary("Solve", pb.SolveRequest(Ref="5 not there", Frontend="100000"))
+    assert (caught.value.code, len(caught.value.details[0].value)) == (5, 100_000)
+    with pytest.raises(GrpcError) as caught:
+        await stub.unary("Solve", pb.SolveRequest(Ref="hang"), timeout_s=0.2)
+    assert caught.value.code == 4
+    assert await endpoint.ping() < 1
+
+
+def test_both_ends_are_ours(tmp_path: Path) -> None:
+    async def body() -> None:
+        echo = Echo()
+        async with daemon(tmp_path, all_kinds) as done, our_stub(tmp_path) as stub:
+            await serve_inside(stub, echo)
+            await done
+            await asyncio.wait_for(echo.cancelled.wait(), 5)
+
+    run(body())
+
+
+def test_grpcio_serves_inside(tmp_path: Path) -> None:
+    """Bytes relayed by hand between the outer call and a server of another make."""
+
+    async def body() -> None:
+        inner = tmp_path / "inner"
+        inner.mkdir()
+        async with their_server(inner), daemon(tmp_path, all_kinds) as done, our_stub(tmp_path) as stub:
+            reader, writer = await asyncio.open_unix_connection(f"{inner}/s")
+            async with stub.stream("Session") as call:
+
+                async def back() -> None:
+                    while data := await reader.read(30_000):
+                        await call.send(Bytes(data=data))
+
+                answers = asyncio.create_task(back())
+                async for message in call:
+                    writer.write(message.data)
+                    await writer.drain()
+                answers.cancel()
+                writer.close()
+            await done
+
+    run(body())
+
+
+def test_a_slow_reader_inside_holds_its_writer_back(tmp_path: Path) -> None:
+    async def work(stub: Stub, endpoint: Endpoint) -> None:
+        async with stub.stream("Session") as slow:
+            sent = 0
+
+            async def write() -> None:
+                nonlocal sent
+                for _ in range(150):
+                    await slow.send(Bytes(data=bytes(1 << 20)))
+                    sent += 1
+                slow.close_send()
+
+            writer = asyncio.create_task(write())
+            last = -1
+            while last != sent:
+                last = sent
+                await asyncio.sleep(0.2)
+            assert sent < 80
+            # Others go on meanwhile.
+            await stub.unary("Info", pb.InfoRequest(), timeout_s=5)
+            assert sum([len(m.data) async for m in slow]) == 150 << 20
+            await writer
+
+    async def body() -> None:
+        async with daemon(tmp_path, work) as done, our_stub(tmp_path) as stub:
+            await serve_inside(stub, Echo())
+            await done
+
+    run(body())
+
+
+def test_a_client_that_hangs_up_fails_what_runs(tmp_path: Path) -> None:
+    async def work(stub: Stub, endpoint: Endpoint) -> None:
+        with pytest.raises(GrpcError, match="connection to the client ended") as caught:
+            await stub.unary("Solve", pb.SolveRequest(Ref="hang"))
+        assert caught.value.code == 14
+        assert endpoint.closed.done()
+        with pytest.raises(GrpcError) as caught:
+            await stub.unary("Info", pb.InfoRequest())
+        assert caught.value.code == 14
+
+    async def body() -> None:
+        echo = Echo()
+        async with daemon(tmp_path, work) as done, our_stub(tmp_path) as stub:
+            serving = asyncio.create_task(serve_inside(stub, echo))
+            await echo.started.wait()
+            await stub.channel.close()
+            with pytest.raises(GrpcError):
+                await serving
+            await asyncio.wait_for(asyncio.shield(done), 5)
+
+    run(body())
+
+
+def test_rubbish_in_the_tunnel_ends_the_tunnel_only(tmp_path: Path) -> None:
+    async def work(stub: Stub, endpoint: Endpoint) -> None:
+        await asyncio.wait_for(asyncio.shield(endpoint.closed), 5)
+        assert endpoint.conn.closed is not None and not endpoint.conn.closed.by_peer
+
+    async def body() -> None:
+        async with daemon(tmp_path, work) as done, our_stub(tmp_path) as stub:
+            async with stub.stream("Session") as call:
+                await call.send(Bytes(data=b"\xff" * 100))
+                await done
+                async for _ in call:
+                    pass
+            endpoint = stub.channel.current
+            assert endpoint is not None and endpoint.usable
+
+    run(body())
