@@ -7,6 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,7 @@ from chantier.errors import NotFoundError, SessionError, UsageError
 from chantier.op.local import LocalOp
 from chantier.pb import ops_pb2 as pb
 from chantier.session.local import LocalSession
-from chantier.session.sync import Receiver, look, sync
+from chantier.session.sync import Receiver, sync
 from chantier.session.types import FilesRequest
 from chantier.snapshot import mounted
 
@@ -137,9 +138,9 @@ class Remote(LocalSession):
     def directory(self, name: str) -> Path | None:
         return None
 
-    async def receive(self, request: FilesRequest, into: Path) -> None:
-        with Receiver(into, look(into)) as receiver:
-            sync(self.root, request, receiver, compare_inodes=False)
+    async def receive(self, request: FilesRequest, into: Path, *, known: dict[str, bytes], **more: Any) -> dict[str, bytes]:
+        with Receiver(into, known) as receiver:
+            return sync(self.root, request, receiver, compare_inodes=False)
 
 
 def test_directories_of_another_machine(bench: Bench, context: Path, job: Job) -> None:

@@ -109,7 +109,7 @@ class LocalOp:
             if source is not None:
                 await self._worker.threaded(lambda cancelled: self._follow(mutable, source, progress, cancelled))
             else:
-                await self._receive(mutable, session)
+                await self._receive(mutable, session, progress)
             progress.done()
             return await self._worker.threaded(lambda _cancelled: mutable.freeze(), lambda view: view.release())
         finally:
@@ -150,20 +150,37 @@ class LocalOp:
             raise SessionError(f"rpc error: code = Unknown desc = {err}") from err
         return self._request
 
-    async def _receive(self, mutable: MutableRef, session: Session) -> None:
+    async def _receive(self, mutable: MutableRef, session: Session, progress: _Progress) -> None:
+        """The client's directory is elsewhere."""
+        known = unpack(mutable.get_meta(_INDEX)) if self._compare else None
+
         def mount(_cancelled: Callable[[], bool]) -> tuple[Any, Path]:
             context = mounted(mutable.mounts())
             into = context.__enter__()
-            if not self._compare:
+            if known is None:
                 _empty(into)
-            mutable.set_meta(_INDEX, None)
+            mutable.set_meta(_INDEX, None)  # until the tree is whole again
             return context, into
 
         context, into = await self._worker.threaded(mount)
+        rows: list[bytes] = []
+        wanted = Patterns(self._metadata_except)
         try:
-            await session.receive(self._request, into)
+            if self._metadata_only:
+                await session.receive(
+                    self._request,
+                    into,
+                    known={},
+                    wants=lambda entry: bool(self._metadata_except) and wanted.matches(entry.path),
+                    on_bytes=progress.add,
+                    on_stat=lambda stat: rows.append(struct.pack("<I", len(stat)) + stat),
+                )
+                (into / _METADATA_FILE).write_bytes(b"".join(rows))
+                return
+            index = await session.receive(self._request, into, known=known or {}, on_bytes=progress.add)
         finally:
             await self._worker.threaded(lambda _cancelled: context.__exit__(None, None, None))
+        mutable.set_meta(_INDEX, pack(index))
 
     def _metadata(self, source: Path, receiver: Receiver, into: Path, cancelled: Callable[[], bool]) -> None:
         """Names and attributes only: files are empty but for the exceptions, and one file lists all attributes."""

@@ -304,11 +304,13 @@ class Intake:
         *,
         wants: Callable[[Entry], bool] | None = None,
         on_bytes: Callable[[int], None] = lambda _n: None,
+        on_stat: Callable[[bytes], None] | None = None,
     ) -> None:
-        """`wants` may leave a file's content out: it stays empty."""
+        """`wants` may leave a file's content out: it stays empty. `on_bytes` counts packets, `on_stat` gets each entry's Stat."""
         self._receiver = receiver
         self._wants = wants
         self._on_bytes = on_bytes
+        self._on_stat = on_stat
         self._count = 0
         self._asked: dict[int, Entry] = {}
         self._open: dict[int, int] = {}
@@ -328,8 +330,8 @@ class Intake:
         total = 0
         for packet in packets:
             kind = packet.type
+            total += packet.ByteSize()
             if kind == _DATA:
-                total += len(packet.data)
                 self._data(packet.ID, packet.data)
             elif kind == _STAT:
                 self._stat(packet, answers)
@@ -354,6 +356,8 @@ class Intake:
             self._listed = True
             return
         id, self._count = self._count, self._count + 1
+        if self._on_stat is not None:
+            self._on_stat(packet.stat.SerializeToString())
         entry = decode_entry(packet.stat)
         if stat.S_ISSOCK(entry.mode) or not self._receiver.want(entry):
             return

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from chantier.errors import ChantierError, NotFoundError, SessionError, UsageError
 from chantier.kernel import write_all
@@ -127,16 +127,25 @@ class LocalSession:
                 os.utime(place, (0, 0))
         return root
 
-    async def receive(self, request: FilesRequest, into: Path) -> None:
+    async def receive(
+        self,
+        request: FilesRequest,
+        into: Path,
+        *,
+        known: dict[str, bytes] | None = None,
+        wants: Callable[[Any], bool] | None = None,
+        on_bytes: Callable[[int], None] = lambda _n: None,
+        on_stat: Callable[[bytes], None] | None = None,
+    ) -> dict[str, bytes]:
         source = self.directory(request.name)
         assert source is not None
 
-        def work() -> None:
-            with Receiver(into, look(into)) as receiver:
+        def work() -> dict[str, bytes]:
+            with Receiver(into, known if known is not None else look(into)) as receiver:
                 # Signatures without inodes and change times: that is all `look` can tell.
-                sync(source, request, receiver, compare_inodes=False)
+                return sync(source, request, receiver, on_bytes=on_bytes, compare_inodes=False)
 
-        await asyncio.to_thread(work)
+        return await asyncio.to_thread(work)
 
     # -- secrets, credentials, agents
 

@@ -20,7 +20,7 @@ from chantier.wire import Channel, ClientCall, GrpcError, Limits, Metadata, Serv
 
 from . import content
 from .fsutil import Intake, Outgo, Packet, Tree, receive, send
-from .sync import Receiver, look
+from .sync import Known, Receiver, look
 from .threads import in_thread
 from .types import Credentials, FileSink, FilesRequest, Stream
 from .walk import Entry, walk
@@ -91,18 +91,20 @@ class RemoteSession:
         known: dict[str, bytes] | None = None,
         wants: Callable[[Entry], bool] | None = None,
         on_bytes: Callable[[int], None] = lambda _n: None,
-    ) -> None:
-        """`known` is what is there (see `sync.look`), if the caller knows; `wants` leaves contents out."""
+        on_stat: Callable[[bytes], None] | None = None,
+    ) -> Known:
+        """`known` is what is there (see `sync.look`), if the caller knows; `wants` leaves contents out. Gives what is there now."""
         self.directory(request.name)
         if known is None:
             known = await in_thread(look, into)
         receiver = await in_thread(Receiver, into, known)
         try:
-            intake = Intake(receiver, wants=wants, on_bytes=on_bytes)
+            intake = Intake(receiver, wants=wants, on_bytes=on_bytes, on_stat=on_stat)
             async with self.channel.stream(_FILES, Packet, metadata=_files_metadata(request)) as call:
-                await receive(call, intake)
+                now = await receive(call, intake)
                 call.close_send()
                 await _end(call)
+                return now
         except GrpcError as err:
             raise self._failed(err) from err
         finally:

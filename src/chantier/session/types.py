@@ -8,10 +8,10 @@ is gone. "Not there" is None, not an error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +61,22 @@ class Session(Protocol):
     def directory(self, name: str) -> Path | None:
         """The directory `name` itself, if it lies on this machine and may be read in place; else None (then use `receive`)."""
 
-    async def receive(self, request: FilesRequest, into: Path) -> None:
+    async def receive(
+        self,
+        request: FilesRequest,
+        into: Path,
+        *,
+        known: dict[str, bytes] | None = None,
+        wants: Callable[[Any], bool] | None = None,
+        on_bytes: Callable[[int], None] = lambda _n: None,
+        on_stat: Callable[[bytes], None] | None = None,
+    ) -> dict[str, bytes]:
         """Make `into` hold exactly the requested files, transferring only what differs from what is there.
 
-        Owner is 0:0, mode and mtime are the client's. Raises NotFoundError if the client offers no such name.
+        Owner is 0:0, mode and mtime are the client's. Raises NotFoundError if the client offers no such name. Where only
+        `directory` answers None: `known` is what an earlier call gave and nobody has touched since, `wants` leaves contents
+        of files out, `on_bytes` counts what is transferred, `on_stat` is given each entry as fsutil's Stat. Gives what is
+        there now, for the next call.
         """
 
     async def secret(self, id: str) -> bytes | None: ...
