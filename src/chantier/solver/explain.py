@@ -102,7 +102,7 @@ def _other_op(edge: ActiveEdge, probes: Sequence[Probe]) -> KeyInfo | None:
             child
             for parent in list(probe.parents())[:4]
             for link, child in store.links(parent)
-            if link.input == probe.index and link.op != edge.op_key
+            if link.input == probe.index and link.op not in edge.op_keys
         }
         common = leads if common is None else common & leads
         if not common:

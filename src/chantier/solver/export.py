@@ -8,7 +8,7 @@ digest, sha256 of `<cache map digest>@<output>`, or of `<content digest>@-1` for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .keys import KeyStore, Link
@@ -17,7 +17,10 @@ from .types import CacheRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportKey:
-    """One key. `inputs[i]` are the alternatives for input i: (key id, selector), each the id of an earlier node."""
+    """One way to a key. `inputs[i]` are the alternatives for input i: (node id, selector), each the id of an earlier node.
+
+    A key that operations of several digests lead to is as many nodes: the first has the key as its id.
+    """
 
     id: str
     op: str
@@ -29,12 +32,13 @@ class ExportKey:
 
 
 def walk_keys(keys: KeyStore, ids: Iterable[str], export_cache: Mapping[str, bool] | None = None) -> list[ExportKey]:
-    """All keys that lead to these, inputs before those that use them, each once. Linear in the links.
+    """All keys that lead to these, inputs before those that use them. Linear in the links.
 
-    `export_cache` are the overrides of vertices by key id (`Job.export_cache`).
+    `export_cache` are the overrides of vertices by key id (`Job.export_cache`). Keys with an input that nothing leads to are
+    left out: nobody could find them.
     """
     final = set(ids)
-    nodes: dict[str, ExportKey] = {}
+    nodes: dict[str, tuple[ExportKey, ...]] = {}
     links: dict[str, list[tuple[str, Link]]] = {}
     stack = [(key, False) for key in sorted(final, reverse=True)]
     while stack:
@@ -42,39 +46,48 @@ def walk_keys(keys: KeyStore, ids: Iterable[str], export_cache: Mapping[str, boo
         if key in nodes:
             continue
         if ready:
-            nodes[key] = _node(keys, key, links.pop(key), nodes, (export_cache or {}).get(key), final=key in final)
+            nodes[key] = tuple(_nodes(keys, key, links.pop(key), nodes, (export_cache or {}).get(key), final=key in final))
         elif key not in links:
             found = links[key] = sorted(keys.parents(key), key=lambda pair: (pair[1].input, pair[1].selector, pair[0]))
             stack.append((key, True))
             stack += [(parent, False) for parent, _ in reversed(found) if parent not in nodes]
-    return list(nodes.values())
+    return [node for some in nodes.values() for node in some]
 
 
-def _node(
+def _nodes(
     keys: KeyStore,
     key: str,
     links: list[tuple[str, Link]],
-    nodes: Mapping[str, ExportKey],
+    nodes: Mapping[str, tuple[ExportKey, ...]],
     export_cache: bool | None,
     *,
     final: bool,
-) -> ExportKey:
-    width = 1 + max((link.input for _, link in links), default=-1)
-    inputs: list[list[tuple[str, str]]] = [[] for _ in range(width)]
-    for parent, link in links:
-        if parent in nodes:  # a link back to where it came from would make the config circular
-            inputs[link.input].append((parent, link.selector))
+) -> Iterator[ExportKey]:
     info = keys.info(key)
     records = sorted(keys.records((key,)), key=lambda record: (-record.created_at, record.priority, record.result))
-    return ExportKey(
-        id=key,
-        op=links[0][1].op if links else key,
-        inputs=tuple(tuple(some) for some in inputs),
-        records=tuple(records),
-        name=info.name if info else "",
-        export_cache=export_cache,
-        final=final,
-    )
+    usable: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {} if links else {key: ()}
+    for op in dict.fromkeys(link.op for _, link in links):
+        inputs = _inputs(nodes, [pair for pair in links if pair[1].op == op])
+        if all(inputs):
+            usable[op] = inputs
+    for number, (op, inputs) in enumerate(usable.items()):
+        yield ExportKey(
+            id=f"{key}.{number}" if number else key,
+            op=op,
+            inputs=inputs,
+            records=tuple(records),
+            name=info.name if info else "",
+            export_cache=export_cache,
+            final=final,
+        )
+
+
+def _inputs(nodes: Mapping[str, tuple[ExportKey, ...]], links: list[tuple[str, Link]]) -> tuple[tuple[tuple[str, str], ...], ...]:
+    inputs: list[list[tuple[str, str]]] = [[] for _ in range(1 + max(link.input for _, link in links))]
+    for parent, link in links:
+        # A link back to where it came from would make the config circular: its key has no nodes yet.
+        inputs[link.input] += [(node.id, link.selector) for node in nodes.get(parent, ())]
+    return tuple(tuple(some) for some in inputs)
 
 
 __all__ = ["ExportKey", "walk_keys"]

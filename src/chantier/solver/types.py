@@ -77,6 +77,7 @@ class CacheMap:
     digest: str  # `random:…` instead of `sha256:…`: never saved, never exported
     deps: tuple[Dep, ...] = ()
     detail: bytes = b""  # what `digest` was made of, kept with the key so that a later miss can say what changed
+    also: tuple[str, ...] = ()  # further digests of the same work, by which caches made elsewhere know it; not of sources
 
 
 class Op(Protocol[R]):
