@@ -7,7 +7,6 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 from typing import TYPE_CHECKING, Any
 
 import pytest
