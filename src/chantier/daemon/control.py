@@ -16,11 +16,12 @@ from chantier.errors import CancelledError_, ChantierError, SessionError
 from chantier.pb import control_pb2 as pb
 from chantier.progress import now
 from chantier.session.remote import RemoteSession
-from chantier.wire import GrpcError, ServerCall, Service, status_of
+from chantier.wire import GrpcError, ServerCall, Service
 from chantier.wire.status import CANCELLED, UNAVAILABLE, UNKNOWN
 
 from .builds import Running
 from .clip import Clip
+from .errors import build_status
 from .gateway import Gateway
 from .history import ERROR_TYPE, descriptor_of, pack_status
 from .progress import Progress, replay
@@ -312,7 +313,7 @@ def _descriptor(text: str) -> pb.Descriptor:
 def _status(outcome: BaseException | None) -> GrpcError:
     if outcome is None or isinstance(outcome, asyncio.CancelledError):
         return GrpcError(CANCELLED, "context canceled")
-    return status_of(outcome)
+    return build_status(outcome)
 
 
 def _timestamp() -> dict[str, str]:

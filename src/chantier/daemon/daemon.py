@@ -27,6 +27,7 @@ from .builds import Builds
 from .clip import LogLimits
 from .content import Content
 from .control import Control
+from .errors import build_status
 from .extras import own, traces
 from .history import History
 from .reload import changes_that_need_a_restart
@@ -103,10 +104,11 @@ class Daemon:
 
     def _on_error(self, call: ServerCall, error: BaseException) -> GrpcError | None:
         """Every call that fails is logged; what nobody foresaw with where it happened."""
-        status = status_of(error)
-        unforeseen = not isinstance(error, ChantierError | asyncio.CancelledError | TimeoutError)
+        building = call.method.startswith(("/moby.buildkit.v1.frontend.LLBBridge/", "/moby.buildkit.v1.Control/Solve"))
+        status = build_status(error) if building else status_of(error)
+        unforeseen = not isinstance(error, ChantierError | TimeoutError)
         _log.error("%s returned error: %s", call.method, status.go_text, exc_info=error if unforeseen else None)
-        return None
+        return status
 
     # -- life
 

@@ -17,10 +17,11 @@ from chantier.errors import ChantierError, UsageError
 from chantier.pb import gateway_pb2 as pb
 from chantier.pb import ops_pb2
 from chantier.spec import new_id
-from chantier.wire import Detail, GrpcError, ServerCall, status_of
+from chantier.wire import Detail, GrpcError, ServerCall
 from chantier.wire.status import INVALID_ARGUMENT, UNKNOWN
 
 from .convert import read_result, read_warning, result_message
+from .errors import build_status
 from .solve_error import solve_detail
 from .workers import GATEWAY_CAPS, caps, from_pb, llb_caps, worker_record
 
@@ -113,11 +114,7 @@ class Gateway:
             raise self._failed(err, self._refs.get(id)) from err
 
     def _failed(self, err: ChantierError, ref: EngineRef | None) -> GrpcError:
-        detail = solve_detail(err, ref)
-        status = status_of(err, [detail])
-        if err.vertex is None and err.grpc_code == 5:
-            return GrpcError(UNKNOWN, status.message, status.details)
-        return status
+        return build_status(err, [solve_detail(err, ref)])
 
     # -- what is asked
 
