@@ -10,7 +10,8 @@
     |- PolicyError                     a policy or a missing entitlement forbids it
     |- RegistryError                   a registry said no: host, status; .transient says whether to try again
     |  |- UnauthorizedError
-    |  `- RateLimitedError             retry_after seconds
+    |  `- RateLimitedError             retry_after seconds, reset time
+    |- FetchError                      a web site or a git server did not give what was asked; .transient as above
     |- IntegrityError                  a digest or a size does not match what was promised
     |- StepError                       a process of the build ended badly: argv, exit status
     |- SolveError                      wraps any of these with the vertex it happened in
@@ -21,13 +22,16 @@
     `- UnsupportedError                this machine, kernel or build cannot do it
 
 `brief` is one line: what failed, on what, then the cause; lower case, no full stop. `detail` is text for a person who
-wants more, `hint` says what to do. `exit_code` follows docker buildx (1 in general, 130 cancelled, 100 internal).
+wants more, `hint` says what to do. `exit_code` follows docker buildx (1 in general, 130 cancelled, 100 internal); 75
+(sysexits.h, EX_TEMPFAIL) says that the same command may well succeed later.
 `grpc_code` is the status code a daemon answers with (google.rpc.Code).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+EX_TEMPFAIL = 75
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,22 @@ class RegistryError(ChantierError):
         self.host = host
         self.status = status
         self.transient = transient
+        if transient:
+            self.exit_code = EX_TEMPFAIL
+
+
+class FetchError(ChantierError):
+    """What a web site or a git server was asked for and did not give, after retries."""
+
+    def __init__(
+        self, brief: str, *, host: str | None = None, status: int | None = None, transient: bool = False, hint: str | None = None
+    ) -> None:
+        super().__init__(brief, hint=hint)
+        self.host = host
+        self.status = status
+        self.transient = transient
+        if transient:
+            self.exit_code = EX_TEMPFAIL
 
 
 class UnauthorizedError(RegistryError):
@@ -150,11 +170,22 @@ class UnauthorizedError(RegistryError):
 
 
 class RateLimitedError(RegistryError):
+    """`retry_after_s` is how long to wait, `reset_at` that as a time (seconds since the epoch), `limit` what is allowed."""
+
     def __init__(
-        self, brief: str, *, retry_after_s: float | None = None, host: str | None = None, hint: str | None = None
+        self,
+        brief: str,
+        *,
+        retry_after_s: float | None = None,
+        reset_at: float | None = None,
+        limit: str = "",
+        host: str | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(brief, host=host, status=429, transient=True, hint=hint)
         self.retry_after_s = retry_after_s
+        self.reset_at = reset_at
+        self.limit = limit
 
 
 class IntegrityError(ChantierError):
@@ -214,11 +245,13 @@ class SolveError(ChantierError):
 
 
 __all__ = [
+    "EX_TEMPFAIL",
     "CancelledError_",
     "ChantierError",
     "ConfigError",
     "DiskFullError",
     "DockerfileError",
+    "FetchError",
     "IntegrityError",
     "NotFoundError",
     "PolicyError",

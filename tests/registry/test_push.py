@@ -67,7 +67,7 @@ def test_tries_end(fake: FakeRegistry, client: Make) -> None:
     with pytest.raises(RegistryError) as caught:
         client().push_blob(ref(fake), DESCRIPTOR, lambda: BytesIO(BLOB))
     assert caught.value.transient
-    assert fake.count("PUT") == 4
+    assert fake.count("PUT") == 10  # it answers else: a host that is well gets more tries than one that is down
     assert "_state=REDACTED" in caught.value.brief
     assert "signed-secret" not in str(caught.value)
 

@@ -7,14 +7,17 @@ every other mistake of the file in its `detail`. Refuses: to guess. What BuildKi
 `Config.warnings`.
 
 Chantier's own settings live under one table that BuildKit does not know and ignores, `[chantier]`; what concerns one
-registry host is `[chantier.registry."HOST"]`. A new setting is one dataclass field in `values.py`: reader, writer and the
+registry host is `[chantier.registry."HOST"]`. Names of registry tables may have a star (`*`, `*.corp.example`): BuildKit takes
+them for a registry that nobody names. `json_schema` describes the whole file for editors. A new setting is one dataclass field in `values.py`: reader, writer and the
 error texts follow from it.
 
 Three names to know: `Config`, `load`, `find`.
 """
 
 from .gc import GcRule, gc_rules
+from .json_schema import json_schema
 from .load import discover, find, is_rootless, load, parse, state_root
+from .patterns import is_pattern, matching
 from .units import Size
 from .values import (
     CacheGhaConfig,
@@ -22,6 +25,7 @@ from .values import (
     ChantierConfig,
     Config,
     ContainerdConfig,
+    CredentialsConfig,
     DnsConfig,
     FrontendConfig,
     GcPolicyConfig,
@@ -29,6 +33,7 @@ from .values import (
     HistoryConfig,
     KeyPair,
     LogConfig,
+    NetworkConfig,
     OciConfig,
     OtelConfig,
     RegistryConfig,
@@ -45,6 +50,7 @@ __all__ = [
     "ChantierConfig",
     "Config",
     "ContainerdConfig",
+    "CredentialsConfig",
     "DnsConfig",
     "FrontendConfig",
     "GcPolicyConfig",
@@ -53,6 +59,7 @@ __all__ = [
     "HistoryConfig",
     "KeyPair",
     "LogConfig",
+    "NetworkConfig",
     "OciConfig",
     "OtelConfig",
     "RegistryConfig",
@@ -65,8 +72,11 @@ __all__ = [
     "dump",
     "find",
     "gc_rules",
+    "is_pattern",
     "is_rootless",
+    "json_schema",
     "load",
+    "matching",
     "parse",
     "state_root",
 ]

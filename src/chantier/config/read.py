@@ -59,7 +59,10 @@ class Reader:
             if key.deprecated:
                 self.warnings.append((here, f"{dotted(here)} is deprecated: use {key.deprecated}"))
             values[target.name] = self._value(key.kind, value, here, key)
-        return cls(**{name: value for name, value in values.items() if value is not _INVALID})
+        made = cls(**{name: value for name, value in values.items() if value is not _INVALID})
+        if _INVALID not in values.values() and hasattr(made, "mistakes"):
+            self.mistakes += [Mistake(path=(*path, key), text=f"{dotted((*path, key))}: {said}") for key, said in made.mistakes()]
+        return made
 
     def _value(self, kind: Scalar | Table, raw: object, path: Path, key: Key) -> Any:
         if isinstance(kind, Table):
@@ -94,8 +97,16 @@ class Reader:
             for name in raw:
                 if kind.check_name and (warning := kind.check_name(name)):
                     self.warnings.append(((*path, name), warning))
-            return MappingProxyType({name: self._tables(Table(kind.cls), item, (*path, name)) for name, item in raw.items()})
+            return MappingProxyType({name: self._item(kind, name, item, (*path, name)) for name, item in raw.items()})
         return self.table(kind.cls, raw, path)
+
+    def _item(self, kind: Table, name: str, raw: object, path: Path) -> Any:
+        made = self._tables(Table(kind.cls), raw, path)
+        if made is not _INVALID and kind.check_item is not None:
+            for key, said in kind.check_item(name, made):
+                here = (*path, key) if key else path
+                self.mistakes.append(Mistake(path=here, text=f"{dotted(here)}: {said}"))
+        return made
 
     def _nearest(self, name: str, keys: dict[str, Any], path: Path) -> str:
         """The key meant: one of this table by spelling, else the same name elsewhere in the file."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
@@ -20,16 +20,21 @@ class Scalar:
     read: Callable[[object], Any]
     write: Callable[[Any], Any] = lambda value: value
     example: str = ""
+    schema: Mapping[str, Any] = field(default_factory=lambda: EMPTY)  # JSON Schema of the raw value
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table whose keys are the fields of `cls`; `many` for an array of tables, `named` for a table of tables by any name."""
+    """A table whose keys are the fields of `cls`; `many` for an array of tables, `named` for a table of tables by any name.
+
+    A class may have a method `mistakes` that yields (key, text) for values that do not go together.
+    """
 
     cls: type
     many: bool = False
     named: bool = False
     check_name: Callable[[str], str] | None = None  # a warning about a name, or ""
+    check_item: Callable[[str, Any], Iterable[tuple[str, str]]] | None = None  # mistakes of one named table: (key, text)
 
 
 Kind = Scalar | Table
@@ -37,16 +42,17 @@ Kind = Scalar | Table
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """`deprecated` names what to write in its place."""
+    """`deprecated` names what to write in its place; `about` is for editors and the manual."""
 
     name: str
     kind: Kind
     deprecated: str = ""
+    about: str = ""
 
 
-def toml(name: str, kind: Kind, default: Any = MISSING, *, deprecated: str = "") -> Any:
+def toml(name: str, kind: Kind, default: Any = MISSING, *, deprecated: str = "", about: str = "") -> Any:
     """A dataclass field that is the TOML key `name`."""
-    metadata = {"toml": Key(name, kind, deprecated)}
+    metadata = {"toml": Key(name, kind, deprecated, about)}
     if default is EMPTY:
         return field(default_factory=lambda: EMPTY, metadata=metadata)
     if default is not MISSING:
@@ -131,7 +137,7 @@ def choice(*allowed: str) -> Scalar:
             raise ValueError(f"want {_or(allowed)}, got {text!r}")
         return text
 
-    return Scalar(read, example=f'"{allowed[0]}"')
+    return Scalar(read, example=f'"{allowed[0]}"', schema={"type": "string", "enum": ["", *allowed]})
 
 
 def choices(*allowed: str) -> Scalar:
@@ -142,7 +148,7 @@ def choices(*allowed: str) -> Scalar:
                 raise ItemError(index, f"want {_or(allowed)}, got {text!r}")
         return texts
 
-    return Scalar(read, list, f'["{allowed[0]}"]')
+    return Scalar(read, list, f'["{allowed[0]}"]', {"type": "array", "items": {"type": "string", "enum": list(allowed)}})
 
 
 def _or(words: tuple[str, ...]) -> str:
@@ -150,13 +156,27 @@ def _or(words: tuple[str, ...]) -> str:
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else quoted[0]
 
 
-BOOL = Scalar(_boolean, example="true")
-TEXT = Scalar(_text, example='"text"')
-INT = Scalar(_integer, example="1000")
-COUNT = Scalar(_count, example="4")
-POSITIVE = Scalar(_positive, example="4")
-TEXTS = Scalar(_texts, list, '["one", "two"]')
-TEXT_MAP = Scalar(_text_map, dict, '{ name = "value" }')
-FREE = Scalar(_free, dict, '{ name = "value" }')
-SIZE = Scalar(read_size, write_size, '"10GB"')
-DURATION = Scalar(read_duration, write_duration, '"48h"')
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+_SIZES = {
+    "anyOf": [
+        {"type": "number", "minimum": 0},
+        {"type": "string", "pattern": r"^\s*([0-9.]+ ?[kmgtpKMGTP]?i?[bB]?|[0-9]+%)?\s*$"},
+    ]
+}
+_DURATIONS = {
+    "anyOf": [
+        {"type": "number", "minimum": 0},
+        {"type": "string", "pattern": r"^\s*([0-9]+|\+?([0-9.]+(ns|us|µs|μs|ms|s|m|h))+)?\s*$"},
+    ]
+}
+
+BOOL = Scalar(_boolean, example="true", schema={"type": "boolean"})
+TEXT = Scalar(_text, example='"text"', schema={"type": "string"})
+INT = Scalar(_integer, example="1000", schema={"type": "integer"})
+COUNT = Scalar(_count, example="4", schema={"type": "integer", "minimum": 0})
+POSITIVE = Scalar(_positive, example="4", schema={"type": "integer", "minimum": 1})
+TEXTS = Scalar(_texts, list, '["one", "two"]', _STRINGS)
+TEXT_MAP = Scalar(_text_map, dict, '{ name = "value" }', {"type": "object", "additionalProperties": {"type": "string"}})
+FREE = Scalar(_free, dict, '{ name = "value" }', {"type": "object"})
+SIZE = Scalar(read_size, write_size, '"10GB"', _SIZES)
+DURATION = Scalar(read_duration, write_duration, '"48h"', _DURATIONS)

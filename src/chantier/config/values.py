@@ -7,9 +7,10 @@ Upstream's meaning of each key is protocol.md section 7; what is ours stands in 
 # ruff: noqa: RUF009 -- `toml` makes a dataclass field, as dataclasses.field does
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from .patterns import is_pattern, pattern_error
 from .schema import (
     BOOL,
     COUNT,
@@ -54,6 +55,8 @@ def _registry_name(name: str) -> str:
         return f'[registry."{name}"] has no effect: docker hub is configured as [registry."docker.io"]'
     if "://" in name:
         return f'[registry."{name}"] has no effect: write the host without a scheme'
+    if wrong := pattern_error(name):
+        return f'[registry."{name}"] has no effect: {wrong}'
     return ""
 
 
@@ -158,18 +161,28 @@ class ContainerdConfig(WorkerConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPair:
-    key: str = toml("key", TEXT, "")
-    cert: str = toml("cert", TEXT, "")
+    """A client certificate."""
+
+    key: str = toml("key", TEXT, "", about="file of the private key; empty: it is in the file of the certificate")
+    cert: str = toml("cert", TEXT, "", about="file of the certificate and the chain above it")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryConfig:
-    mirrors: tuple[str, ...] = toml("mirrors", Scalar(_mirrors, list, '["mirror.test:5000/path"]'))
-    http: bool | None = toml("http", BOOL, None)
-    insecure: bool | None = toml("insecure", BOOL, None)
-    ca: tuple[str, ...] = toml("ca", TEXTS)
+    """A registry or a mirror by HOST[:PORT]. Chantier also takes `*` and `*.DOMAIN`, which BuildKit ignores."""
+
+    mirrors: tuple[str, ...] = toml(
+        "mirrors",
+        Scalar(_mirrors, list, '["mirror.test:5000/path"]', TEXTS.schema),
+        about="hosts to ask before the registry itself",
+    )
+    http: bool | None = toml("http", BOOL, None, about="speak plain HTTP")
+    insecure: bool | None = toml("insecure", BOOL, None, about="do not verify certificates; with http: try TLS first")
+    ca: tuple[str, ...] = toml("ca", TEXTS, about="files of certificate authorities, beside those of the system")
     keypairs: tuple[KeyPair, ...] = toml("keypair", Table(KeyPair, many=True))
-    tls_config_dir: tuple[str, ...] = toml("tlsconfigdir", TEXTS)
+    tls_config_dir: tuple[str, ...] = toml(
+        "tlsconfigdir", TEXTS, about="directories: *.crt are authorities, *.cert with *.key are client certificates"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,16 +250,139 @@ class WorkersConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegistryExtra:
-    """What Chantier adds for one host, be it a registry or a mirror: `[chantier.registry."HOST"]`."""
+class CredentialsConfig:
+    """How the engine itself logs in to a host. One way of: a password, a token, a docker config.json, a helper.
 
-    connect_timeout_s: float = toml("connectTimeout", DURATION, 30.0)
-    response_timeout_s: float = toml("responseTimeout", DURATION, 0.0)  # 0: as the kind of request needs
+    Without one, the client that asks for the build is asked, unless `client = false`.
+    """
+
+    username: str = toml("username", TEXT, "", about="name that goes with passwordFile or passwordEnv")
+    password_file: str = toml("passwordFile", TEXT, "", about="file that holds the password; read anew for each login")
+    password_env: str = toml("passwordEnv", TEXT, "", about="environment variable of the engine that holds the password")
+    token_file: str = toml("tokenFile", TEXT, "", about="file that holds an identity (refresh) token")
+    auth_file: str = toml("authFile", TEXT, "", about="a file in the form of docker's config.json")
+    helper: str = toml("helper", TEXT, "", about="credential helper: docker-credential-NAME is run")
+    client: bool | None = toml("client", BOOL, None, about="false: the client is not asked, the host is used anonymously")
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The keys that say how, where they are set."""
+        keys = ("passwordFile", "passwordEnv", "tokenFile", "authFile", "helper")
+        values = (self.password_file, self.password_env, self.token_file, self.auth_file, self.helper)
+        return tuple(key for key, value in zip(keys, values, strict=True) if value)
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        ways = self.ways
+        if len(ways) > 1:
+            yield ways[1], f"one way to log in is enough, {ways[0]} is another"
+        elif self.username and not (self.password_file or self.password_env):
+            yield "username", "a user name needs passwordFile or passwordEnv"
+        elif (self.password_file or self.password_env) and not self.username:
+            yield ways[0], "a password needs a username"
+        if ways and self.client:
+            yield "client", f"the client is not asked where the config has a login: {ways[0]}"
+
+
+def _timeout(raw: object) -> float:
+    seconds: float = DURATION.read(raw)
+    if seconds <= 0:
+        raise ValueError(f"must be longer than nothing, got {raw!r}")
+    return seconds
+
+
+def _proxy(raw: object) -> str:
+    text: str = TEXT.read(raw)
+    scheme, separator, host = text.partition("://")
+    if text and text != "none" and (not separator or scheme not in ("http", "https") or not host):
+        raise ValueError(f'want "http://HOST:PORT" or "https://HOST:PORT", got {text!r}')
+    return text
+
+
+_TIMEOUT = Scalar(_timeout, DURATION.write, '"5s"', DURATION.schema)
+_PROXY = Scalar(_proxy, example='"http://proxy.test:3128"', schema={"type": "string", "pattern": "^(|none|https?://.+)$"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryExtra:
+    """What Chantier adds for one host, be it a registry or a mirror: `[chantier.registry."HOST"]`; also `*` and `*.DOMAIN`."""
+
+    connect_timeout_s: float | None = toml(
+        "connectTimeout", _TIMEOUT, None, about="how long connecting may take, all addresses of the host together (30s)"
+    )
+    response_timeout_s: float | None = toml(
+        "responseTimeout", DURATION, None, about="how long the host may be silent; 0: as the kind of request needs"
+    )
+    capabilities: tuple[str, ...] = toml(
+        "capabilities", choices("pull", "resolve", "push"), about="what the host is asked for: blobs and manifests, tags, pushes"
+    )
+    only: bool | None = toml("only", BOOL, None, about="of a registry with mirrors: pull from them alone, never from itself")
+    inherit: bool | None = toml("inherit", BOOL, None, about="false: take nothing from tables with a star")
+    proxy: str | None = toml("proxy", _PROXY, None, about='proxy for this host; "none": go there directly')
+    token_servers: tuple[str, ...] = toml(
+        "tokenServers", TEXTS, about="hosts that may be sent this host's login to fetch tokens; empty: whichever it names"
+    )
+    breaker: bool | None = toml("breaker", BOOL, None, about="false: never pass over this host because it failed before")
+    breaker_cooldown_s: float | None = toml(
+        "breakerCooldown", _TIMEOUT, None, about="how long a host that failed is passed over at first (30s)"
+    )
+    max_concurrency: int | None = toml(
+        "maxConcurrency", POSITIVE, None, about="blobs under way at a time, both ways together (system.maxRegistryConcurrency)"
+    )
+    max_pulls: int | None = toml("maxPulls", POSITIVE, None, about="blobs pulled at a time")
+    max_pushes: int | None = toml("maxPushes", POSITIVE, None, about="blobs pushed at a time")
+    max_metadata: int | None = toml("maxMetadata", POSITIVE, None, about="manifests and configs at a time beside the blobs (1)")
+    credentials: CredentialsConfig = toml("credentials", Table(CredentialsConfig))
+
+
+def _extra_mistakes(name: str, extra: RegistryExtra) -> Iterator[tuple[str, str]]:
+    if wrong := pattern_error(name):
+        yield "", wrong
+    login = extra.credentials
+    if name == "*" and (login.password_file or login.password_env or login.token_file):
+        yield "credentials", "this login would go to whatever host a build names; give the host, or a domain"
+    if is_pattern(name) and extra.only is not None:
+        yield "only", "is of one registry: name it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """Trust and proxies of everything the engine does: tokens, pulls, pushes, git, ADD; and of RUN where injected."""
+
+    ca: tuple[str, ...] = toml(
+        "ca", TEXTS, about="files of certificate authorities to trust beside those of the system; read anew when they change"
+    )
+    proxy: str = toml("proxy", _PROXY, "", about="proxy for http and https; unset: that of the engine's environment")
+    http_proxy: str = toml("httpProxy", _PROXY, "", about="proxy for http alone")
+    https_proxy: str = toml("httpsProxy", _PROXY, "", about="proxy for https alone")
+    no_proxy: tuple[str, ...] = toml(
+        "noProxy", TEXTS, about="hosts to reach directly: names (with all below), .below, addresses, networks a.b.c.d/n, :port"
+    )
+    inject_ca: bool = toml(
+        "injectCA", BOOL, False, about="let steps trust the same authorities: a bundle is mounted and named in their environment"
+    )
+    inject_proxy: bool = toml("injectProxy", BOOL, False, about="let steps use the same proxies")
+    max_requests: int = toml("maxRegistryRequests", COUNT, 0, about="requests to all registries together; 0: no bound")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChantierConfig:
-    registries: Mapping[str, RegistryExtra] = toml("registry", Table(RegistryExtra, named=True))
+    """What BuildKit does not know, and ignores."""
+
+    shutdown_s: float = toml("shutdown", DURATION, 60.0, about="how long running builds may finish after SIGTERM")
+    step_stall_s: float = toml(
+        "stepStall", DURATION, 0.0, about="end a build when one of its steps has said and done nothing for so long; 0: never"
+    )
+    build_stall_s: float = toml(
+        "buildStall", DURATION, 0.0, about="end a build when nothing at all has happened in it for so long; 0: never"
+    )
+    builtin_frontends: tuple[str, ...] = toml(
+        "builtinFrontends",
+        TEXTS,
+        ("docker/dockerfile", "docker/dockerfile-upstream"),
+        about="frontend images (`# syntax=`) that are not run but served by the frontend that is built in",
+    )
+    network: NetworkConfig = toml("network", Table(NetworkConfig))
+    registries: Mapping[str, RegistryExtra] = toml("registry", Table(RegistryExtra, named=True, check_item=_extra_mistakes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,9 +127,12 @@ class Authoriser:
         token: TokenFor | None = None,
         *,
         holder: str = "",
+        token_servers: Callable[[str], tuple[str, ...]] = lambda host: (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`token_servers` says to which hosts the login of a host may be sent for tokens; none: to whichever it names."""
         self._tokens = tokens
+        self._token_servers = token_servers
         self._ask = credentials
         self._token = token
         self._holder = holder or secrets.token_hex(8)
@@ -204,6 +207,8 @@ class Authoriser:
                     return value
             self._not_delegated.add(host)
         credentials = self.credentials(host)
+        if credentials is not None:
+            _check_server(realm, host, self._token_servers(host))
         key = TokenKey(host, realm, service, scopes, self._tokens.fingerprint(credentials))
         with self._tokens.fetching(key):
             if (value := self._tokens.get(key)) is not None:
@@ -211,6 +216,16 @@ class Authoriser:
             value, lifetime_s = yield from fetch_token(realm, service, scopes, credentials, host=host, registry_url=url)
             self._tokens.put(key, value, lifetime_s)
             return value
+
+
+def _check_server(realm: str, host: str, allowed: tuple[str, ...]) -> None:
+    server = urlsplit(realm).netloc.rpartition("@")[2].lower()
+    if allowed and server not in (name.lower() for name in allowed):
+        raise UnauthorizedError(
+            f"failed to fetch oauth token: refusing to send credentials of {host} to {server}: not one of its tokenServers",
+            host=host,
+            hint=f'if that server is right, add it to tokenServers in [chantier.registry."{host}"] of the config',
+        )
 
 
 def fetch_token(

@@ -107,6 +107,11 @@ class AuthFile:
         return login
 
 
+def ask_helper(helper: str, host: str, env: Mapping[str, str]) -> Login | None:
+    """Ask docker-credential-HELPER for a host; None: it knows none. Raises RegistryError where it fails."""
+    return _run(helper, _server(host), env)
+
+
 def _run(helper: str, server: str, env: Mapping[str, str]) -> Login | None:
     """The protocol of docker-credential-helpers: `get`, the server on stdin, JSON on stdout."""
     program = f"docker-credential-{helper}"

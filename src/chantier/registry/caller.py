@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from urllib.parse import urljoin, urlsplit
 
-from chantier.errors import ChantierError, NotFoundError, RegistryError
+from chantier.errors import ChantierError, NotFoundError, RateLimitedError, RegistryError
 
 from .auth import Authoriser, Conversation, denial
-from .failures import TRANSIENT, TransportError, reason, retry_after, status_error
+from .breaker import Breakers, passed_over
+from .failures import TRANSIENT, Failures, TransportError, reason, retry_after, status_error
 from .hosts import Host, Peer, split_port
 from .messages import Request
 from .retry import RetryPolicy, wait
@@ -49,6 +50,7 @@ class Caller:
         *,
         policy: RetryPolicy,
         plain: PlainHosts,
+        breakers: Breakers,
         peer_for: Callable[[str], Peer | None],
         trace: Trace,
     ) -> None:
@@ -56,8 +58,17 @@ class Caller:
         self._authoriser = authoriser
         self.policy = policy
         self._plain = plain
+        self.breakers = breakers
         self._peer_for = peer_for
         self.trace = trace
+
+    def choose(self, hosts: Sequence[Host], failures: Failures) -> list[Host]:
+        """Those to ask, in order: without the ones whose breaker is open, unless there are no others."""
+        asked, passed = self.breakers.choose(hosts)
+        for host, why in passed:
+            self.trace.info("passing over host", {"host": host.authority, "reason": why})
+            failures.add(host.name, passed_over(host.name, why, host.authority), -1)
+        return asked
 
     def call(
         self,
@@ -74,20 +85,74 @@ class Caller:
         Raises RegistryError (TransportError where there was no answer), CancelledError_.
         """
         scopes = tuple(scopes)
+        return self._persist(
+            host, request, lambda: self._once(host, request, scopes, redirects, cancelled), last=last, cancelled=cancelled
+        )
+
+    def elsewhere(self, host: Host, request: Request, *, last: bool = True, cancelled: Cancelled = never) -> Response:
+        """A request to an address that `host` gave us on another server: no login goes there."""
+        peer = self._peer_for(_origin(request.url)[1]) or host.peer.for_stranger()
+        return self._persist(
+            host, request, lambda: self.exchange(request, peer, cancelled=cancelled), last=last, cancelled=cancelled
+        )
+
+    def document(
+        self,
+        host: Host,
+        request: Request,
+        whole: Callable[[Response], bytes],
+        *,
+        scopes: Iterable[str] = (),
+        last: bool = True,
+        cancelled: Cancelled = never,
+    ) -> tuple[Response, bytes]:
+        """`call`, and the body of a 200; a body that breaks off is asked for again. Other answers come unread."""
+        scopes = tuple(scopes)
+        alive = self.breakers.alive(host.authority)
+        attempt = 0
+        while True:
+            response = self.call(host, request, scopes=scopes, last=last, cancelled=cancelled)
+            if response.status != 200:
+                return response, b""
+            try:
+                return response, whole(response)
+            except TransportError as err:
+                attempt += 1
+                self.breakers.failed(host, err)
+                delay = self.policy.delay_s(attempt, alive=alive) if last and err.transient else None
+                if delay is None:
+                    raise
+                self.trace.debug("transient transport error, retrying", {"attempt": attempt, "error": err.brief})
+            wait(delay, cancelled)
+
+    def delay_after(self, host: Host, err: ChantierError, attempt: int) -> float | None:
+        """How long to wait after failure number `attempt` of something bigger than a request; None: give up."""
+        if not err.transient:
+            return None
+        return self.policy.delay_s(attempt, getattr(err, "retry_after_s", None), alive=self.breakers.alive(host.authority))
+
+    def _persist(
+        self, host: Host, request: Request, send: Callable[[], Response], *, last: bool, cancelled: Cancelled
+    ) -> Response:
         attempt = 0
         while True:
             attempt += 1
             try:
-                response = self._once(host, request, scopes, redirects, cancelled)
+                response = send()
             except RegistryError as err:
-                delay = self._delay_after(err, attempt, request, last=last)
+                alive = self.breakers.alive(host.authority)
+                self.breakers.failed(host, err)
+                delay = self._delay_after(err, attempt, request, last=last, alive=alive)
                 if delay is None:
                     raise
                 self.trace.debug("transient transport error, retrying", {"attempt": attempt, "error": err.brief})
             else:
-                if response.status not in TRANSIENT or not last:
+                if response.status not in TRANSIENT:
+                    self.breakers.answered(host)
                     return response
-                delay = self.policy.delay_s(attempt, retry_after(response))
+                alive = self.breakers.alive(host.authority)
+                self._note_status(host, response)
+                delay = self.policy.delay_s(attempt, retry_after(response), alive=alive) if last else None
                 if delay is None:
                     return response
                 self.trace.debug(f"retrying after status: {response.line}", {"attempt": attempt, "host": host.authority})
@@ -95,16 +160,23 @@ class Caller:
                 response.close()
             wait(delay, cancelled)
 
-    def _delay_after(self, err: RegistryError, attempt: int, request: Request, *, last: bool) -> float | None:
+    def _note_status(self, host: Host, response: Response) -> None:
+        brief = f"{reason(response.status)}"
+        err = RegistryError(brief, host=host.authority, status=response.status)
+        if response.status == 429:
+            err = RateLimitedError(f"rate limited: {brief}", retry_after_s=retry_after(response), host=host.authority)
+        self.breakers.failed(host, err)
+
+    def _delay_after(self, err: RegistryError, attempt: int, request: Request, *, last: bool, alive: bool) -> float | None:
         """A server may close a kept connection just as we use it: such a request is sent again at once, on every host."""
         if not err.transient:
             return None
         kind = err.kind if isinstance(err, TransportError) else ""
         if attempt == 1 and kind in ("eof", "reset") and request.method in ("GET", "HEAD"):
             return 0.0
-        if not last or (kind == "refused" and attempt > 1):
+        if not last or (kind == "refused" and attempt > 1 and not alive):
             return None
-        return self.policy.delay_s(attempt, getattr(err, "retry_after_s", None))
+        return self.policy.delay_s(attempt, getattr(err, "retry_after_s", None), alive=alive)
 
     def passed_over(self, host: Host, err: ChantierError, *, last: bool) -> None:
         """Log that a host did not serve, and whether another one follows."""

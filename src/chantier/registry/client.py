@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from .limits import is_metadata
 from .manifests import MANIFEST_LIMIT, get_manifest, resolve
 from .messages import Body
 from .push import Pusher
-from .types import BlobWriter, Cancelled, CredentialsFor, Fetched, Resolved, TokenFor, anonymous, never
+from .types import BlobWriter, Cancelled, CredentialsFor, Fetched, Resolved, Served, TokenFor, anonymous, never
 
 if TYPE_CHECKING:
     from .shared import Registries, Settings
@@ -63,7 +64,22 @@ class Registry:
 
     def hosts(self, ref: Reference, capability: Capability = Capability.PULL) -> tuple[Host, ...]:
         """Who would be asked, in order."""
-        return tuple(h for h in self._settings.hosts(ref.domain, insecure=self._insecure) if capability in h.capabilities)
+        return tuple(h for h in self.all_hosts(ref) if capability in h.capabilities)
+
+    def all_hosts(self, ref: Reference) -> tuple[Host, ...]:
+        """The mirrors and the registry itself, whatever they may be asked for."""
+        return self._settings.hosts(ref.domain, insecure=self._insecure)
+
+    def _hosts(self, ref: Reference, capability: Capability) -> tuple[Host, ...]:
+        found = self.hosts(ref, capability)
+        if not found:
+            doing = {Capability.PULL: "pull", Capability.RESOLVE: "resolve", Capability.PUSH: "push"}[capability]
+            raise RegistryError(
+                f"cannot {doing} {ref}: the config leaves no host to ask",
+                host=ref.domain,
+                hint=f'see `only` and `capabilities` in [chantier.registry."{ref.domain}"], and its mirrors',
+            )
+        return found
 
     def resolve(self, ref: Reference, *, cancelled: Cancelled = never) -> Resolved:
         """What `ref` (tag or digest, default `latest`) names now.
@@ -71,12 +87,16 @@ class Registry:
         Raises NotFoundError `REF: not found`, UnauthorizedError, RateLimitedError, RegistryError: that of the host whose
         answer tells most, with all hosts in its detail.
         """
-        return resolve(self._caller, self.hosts(ref, Capability.RESOLVE), ref, cancelled)
+        return resolve(self._caller, self._hosts(ref, Capability.RESOLVE), ref, cancelled)
 
     def manifest(self, ref: Reference, what: Descriptor | str, *, cancelled: Cancelled = never) -> tuple[bytes, str]:
         """The bytes of a manifest or index and its media type, by digest or descriptor; checked. Raises as `resolve`."""
+        began = time.monotonic()
         with self._place(ref, metadata=True, cancelled=cancelled):
-            return get_manifest(self._caller, self.hosts(ref), ref, what, cancelled)
+            data, media_type, host = get_manifest(self._caller, self._hosts(ref, Capability.PULL), ref, what, cancelled)
+        digest = what.digest if isinstance(what, Descriptor) else what
+        self._served(ref, digest, media_type, Fetched(host=host.name, received=len(data), seconds=time.monotonic() - began))
+        return data, media_type
 
     def fetch_blob(
         self,
@@ -93,7 +113,10 @@ class Registry:
         what came, good for a later try, except after IntegrityError.
         """
         with self._place(ref, metadata=is_metadata(descriptor.media_type), cancelled=cancelled):
-            return fetch(self._caller, self.hosts(ref), ref, descriptor, writer, on_bytes, cancelled)
+            hosts = self._hosts(ref, Capability.PULL)
+            done = fetch(self._caller, hosts, ref, descriptor, writer, on_bytes, cancelled)
+        self._served(ref, descriptor.digest, descriptor.media_type, done)
+        return done
 
     def read_blob(self, ref: Reference, descriptor: Descriptor, *, cancelled: Cancelled = never) -> bytes:
         """A small blob (an image config), at most 4 MiB, checked."""
@@ -111,7 +134,7 @@ class Registry:
         self, ref: Reference, descriptor: Descriptor, mount_from: Sequence[str], *, cancelled: Cancelled = never
     ) -> bool:
         """Have the registry take the blob over from another of its repositories. False: it did not."""
-        with self._place(ref, metadata=is_metadata(descriptor.media_type), cancelled=cancelled):
+        with self._place(ref, metadata=is_metadata(descriptor.media_type), pushing=True, cancelled=cancelled):
             return self._pusher(ref, cancelled).mount(descriptor, mount_from)
 
     def push_blob(
@@ -128,7 +151,7 @@ class Registry:
 
         `open` is called for each try. Raises UnauthorizedError, RegistryError.
         """
-        with self._place(ref, metadata=is_metadata(descriptor.media_type), cancelled=cancelled):
+        with self._place(ref, metadata=is_metadata(descriptor.media_type), pushing=True, cancelled=cancelled):
             return self._pusher(ref, cancelled).push(descriptor, open, mount_from, on_bytes)
 
     def push_manifest(self, ref: Reference, data: bytes, media_type: str, *, cancelled: Cancelled = never) -> Digest:
@@ -136,7 +159,7 @@ class Registry:
         digest = digest_of(data)
         if ref.digest and ref.digest != digest:
             raise IntegrityError(f"cannot push {ref}: the manifest's digest is {digest}")
-        with self._place(ref, metadata=True, cancelled=cancelled):
+        with self._place(ref, metadata=True, pushing=True, cancelled=cancelled):
             return self._pusher(ref, cancelled).put_manifest(ref.tag or digest, data, media_type, digest)
 
     def referrers(
@@ -158,10 +181,24 @@ class Registry:
         return tuple(m for m in manifests if not artifact_type or m.artifact_type == artifact_type)
 
     def _pusher(self, ref: Reference, cancelled: Cancelled) -> Pusher:
-        return Pusher(self._caller, self.hosts(ref, Capability.PUSH)[-1], ref, cancelled)
+        return Pusher(self._caller, self._hosts(ref, Capability.PUSH)[-1], ref, cancelled)
 
-    def _place(self, ref: Reference, *, metadata: bool, cancelled: Cancelled) -> AbstractContextManager[None]:
-        return self._shared.limiter.place(ref.domain, metadata=metadata, owner=self._owner, cancelled=cancelled)
+    def _place(
+        self, ref: Reference, *, metadata: bool, cancelled: Cancelled, pushing: bool = False
+    ) -> AbstractContextManager[None]:
+        return self._shared.limiter.place(ref.domain, metadata=metadata, pushing=pushing, owner=self._owner, cancelled=cancelled)
+
+    def _served(self, ref: Reference, digest: str, media_type: str, done: Fetched) -> None:
+        served = Served(
+            digest=str(digest),
+            media_type=media_type,
+            repository=ref.name,
+            host=done.host,
+            size=done.received,
+            seconds=done.seconds,
+            resumed=done.resumed,
+        )
+        self._shared.note_served(self._owner, served)
 
 
 class _Memory:

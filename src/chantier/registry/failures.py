@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import json
 import socket
@@ -17,17 +16,19 @@ from urllib3 import exceptions as u
 from chantier.errors import ChantierError, RateLimitedError, RegistryError, UnauthorizedError
 
 from .messages import Answer
+from .ratelimit import clock, rate_limit, span
 from .trace import redact_url
 
 TRANSIENT = frozenset([408, 425, 429, 500, 502, 503, 504])
 _SAID_LIMIT = 64 << 10
+_PASSING = frozenset(["refused", "timeout", "connect-timeout", "unreachable", "eof", "reset", "again"])
 
 
 class TransportError(RegistryError):
     """No answer, or one that broke off. `kind` is one of the values of `_kind_of`."""
 
     def __init__(self, brief: str, *, kind: str, host: str, hint: str | None = None) -> None:
-        super().__init__(brief, host=host, transient=kind in ("refused", "timeout", "eof", "reset", "again"), hint=hint)
+        super().__init__(brief, host=host, transient=kind in _PASSING, hint=hint)
         self.kind = kind
 
 
@@ -63,25 +64,29 @@ def status_error(method: str, answer: Answer, *, host: str) -> RegistryError:
     if said:
         brief += f": {said}"
     if answer.status == 429:
-        wait_s = retry_after(answer)
-        hint = f"{host} limits how much may be pulled; log in to it, or try again "
-        hint += f"in {wait_s:.0f} s" if wait_s is not None else "later"
-        return RateLimitedError(brief, retry_after_s=wait_s, host=host, hint=hint)
+        return _limited(brief, answer, host)
     if answer.status in (401, 403):
         return UnauthorizedError(brief, host=host, status=answer.status, hint=f"check that your login for {host} may do this")
     return RegistryError(brief, host=host, status=answer.status, transient=answer.status in TRANSIENT)
 
 
+def _limited(brief: str, answer: Answer, host: str) -> RateLimitedError:
+    """With the words for a person: how much, how long, what to do."""
+    now = time.time()
+    said = rate_limit(answer.headers, now)
+    wait_s = said.wait_s(now)
+    reset_at = None if wait_s is None else now + wait_s
+    hint = f"{host} limits how much may be pulled" + (f" ({said})" if str(said) else "")
+    hint += "; log in to it, use a mirror, or try again "
+    hint += f"in {span(wait_s)}, at {clock(reset_at)}" if wait_s is not None and reset_at is not None else "later"
+    return RateLimitedError(brief, retry_after_s=wait_s, reset_at=reset_at, limit=str(said), host=host, hint=hint)
+
+
 def retry_after(answer: Answer, now: float | None = None) -> float | None:
-    """Seconds the server asks to wait (RFC 9110, 10.2.3: a number or a date)."""
-    text = answer.headers.get("retry-after", "").strip()
-    if not text:
-        return None
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        date = email.utils.parsedate_to_datetime(text) if "," in text else None
-        return max(0.0, date.timestamp() - (time.time() if now is None else now)) if date else None
+    """Seconds the server asks to wait, or until its limit is reset."""
+    now = time.time() if now is None else now
+    said = rate_limit(answer.headers, now)
+    return said.wait_s(now) if answer.status == 429 else said.retry_after_s
 
 
 def transport_error(err: BaseException, method: str, url: str) -> TransportError:
@@ -121,7 +126,7 @@ def _kind_of(err: BaseException, cause: BaseException, host: str) -> tuple[str, 
             else ("dns", f"lookup {host}: no such host")
         )
     if isinstance(err, u.ConnectTimeoutError) and not isinstance(err, u.NewConnectionError):
-        return "timeout", f"dial tcp {host}: i/o timeout"
+        return "connect-timeout", f"dial tcp {host}: i/o timeout"
     if isinstance(err, u.ReadTimeoutError) or isinstance(cause, TimeoutError):
         return "timeout", "i/o timeout: no answer in time"
     if isinstance(cause, ConnectionRefusedError):
@@ -161,6 +166,7 @@ def _hint(kind: str, host: str) -> str | None:
         "tls-record": f"if {host} speaks plain HTTP, set http = true in {section} of the config",
         "dns": f"check the name {host}",
         "refused": f"nothing listens at {host}",
+        "connect-timeout": f"{host} cannot be reached: check the address, a firewall, or the proxy",
     }.get(kind)
 
 
@@ -172,10 +178,15 @@ class Failures:
         self._best: tuple[int, ChantierError] | None = None
 
     def add(self, host: str, err: ChantierError, priority: int = 0) -> None:
-        """The first error of the highest priority is the one to report."""
+        """The first error of the highest priority is the one to report; a negative one never is, where there is another."""
         self.tried.append((host, err))
         if self._best is None or priority > self._best[0]:
             self._best = (priority, err)
+
+    def copy(self) -> Failures:
+        made = Failures()
+        made.tried, made._best = list(self.tried), self._best
+        return made
 
     def error(self) -> ChantierError:
         """With all hosts in its detail, where there were several."""

@@ -14,13 +14,12 @@ from chantier.spec import Descriptor, Reference, is_index, is_manifest
 from .caller import Caller
 from .failures import Failures, TransportError
 from .hosts import Capability, Host
-from .manifests import pull_scope
+from .manifests import MOST_WRONG, pull_scope
 from .messages import Request
 from .retry import wait
 from .transport import Response
 from .types import BlobWriter, Cancelled, Fetched
 
-_MOST_STALLS = 3
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-")
 
 
@@ -55,16 +54,19 @@ class _Fetch:
         self.writer = writer
         self.on_bytes = on_bytes
         self.cancelled = cancelled
-        self.hosts = [*(_foreign(url) for url in descriptor.urls), *((host, "") for host in hosts)]
+        self.skipped = Failures()
+        asked = caller.choose(hosts, self.skipped)
+        self.hosts = [*(_foreign(url) for url in descriptor.urls), *((host, "") for host in asked)]
         self.received = 0
 
     def run(self) -> Fetched:
         """Go on until the digest is right. A host that breaks off without a byte, or whose bytes are wrong, is left out
-        while others remain."""
+        while others remain; the last one gets some more tries."""
         began = time.monotonic()
         if self.writer.offset > self.descriptor.size:
             self.writer.restart()
-        stalls = resumed = 0
+        stalls = resumed = wrong = 0
+        well = {h.authority for h, _ in self.hosts if self.caller.breakers.alive(h.authority)}
         host: Host | None = None
         while True:
             before = self.writer.offset
@@ -79,17 +81,29 @@ class _Fetch:
             except _BrokeOff as broke:
                 resumed += 1
                 stalls = 0 if self.writer.offset > before else stalls + 1
-                if stalls:
-                    self._leave_out(host)
-                if stalls >= _MOST_STALLS:
+                delay: float | None = 0.0
+                if host is not None:
+                    alive = host.authority in well
+                    self.caller.breakers.failed(host, broke.error)
+                    if stalls:
+                        delay = self.caller.policy.delay_s(stalls if alive else stalls + 1, alive=alive)
+                        if self._leave_out(host):
+                            stalls, delay = 0, 0.0
+                if delay is None:
                     raise broke.error
                 self.caller.trace.debug("blob broke off, going on", {"offset": self.writer.offset, "error": broke.error.brief})
-                wait((self.caller.policy.delay_s(stalls) or 0.0) if stalls else 0.0, self.cancelled)
+                wait(delay, self.cancelled)
             except IntegrityError as err:
                 self.writer.restart()
                 if host is not None and not self._leave_out(host):
+                    wrong += 1
+                    if wrong == MOST_WRONG:
+                        raise
+                    self.caller.trace.info("trying again", {"error": err.brief, "host": host.authority})
+                elif host is None:
                     raise
-                self.caller.trace.info("trying next host", {"error": err.brief})
+                else:
+                    self.caller.trace.info("trying next host", {"error": err.brief})
 
     def _leave_out(self, host: Host | None) -> bool:
         if host is None or len(self.hosts) < 2:
@@ -99,7 +113,7 @@ class _Fetch:
 
     def _open(self) -> tuple[Host, Response]:
         """An answer whose body stands at the writer's offset. Raises the first error if no host has one."""
-        failures = Failures()
+        failures = self.skipped.copy()
         for number, (host, url) in enumerate(list(self.hosts)):
             last = number == len(self.hosts) - 1
             try:

@@ -11,9 +11,12 @@ from urllib.parse import quote
 
 from chantier.config import RegistryConfig, RegistryExtra
 
-_DEFAULT = RegistryConfig()
-_DEFAULT_EXTRA = RegistryExtra()
+from .network import DIRECT, Network
+from .tables import HUB, Table, Tables
+
 _DOCKER_HUB = "registry-1.docker.io"
+CONNECT_S = 30.0
+COOLDOWN_S = 30.0
 
 
 class Capability(Flag):
@@ -25,18 +28,26 @@ class Capability(Flag):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """How to speak to a host: trust, client certificates, patience."""
+    """How to speak to a host: trust, client certificates, the way there, patience."""
 
     insecure: bool = False
     ca: tuple[str, ...] = ()
     keypairs: tuple[tuple[str, str], ...] = ()  # (cert, key)
     directories: tuple[str, ...] = ()  # *.crt are CAs, *.cert with *.key are client certificates
-    connect_timeout_s: float = 30.0
+    nameless: bool = False  # it gets no client certificate, whatever lies in the directories
+    connect_timeout_s: float = CONNECT_S
     response_timeout_s: float = 0.0
+    proxy: str | None = None  # for this host alone; DIRECT: none
+    network: Network | None = None
 
     def for_stranger(self) -> Peer:
-        """The same trust for a host one was redirected to, but none of our certificates."""
-        return replace(self, keypairs=(), directories=())
+        """The same trust for a host one was redirected to, but none of our certificates, nor its own proxy."""
+        return replace(self, keypairs=(), nameless=True, proxy=None)
+
+    def proxy_for(self, url: str, otherwise: Network) -> str | None:
+        if self.proxy:
+            return None if self.proxy == DIRECT else self.proxy
+        return (self.network or otherwise).proxy_for(url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +60,11 @@ class Host:
     namespace: str = ""  # the registry it stands in for: sent as ?ns=
     capabilities: Capability = Capability.PULL | Capability.RESOLVE
     may_fall_back: bool = False  # to plain HTTP, where TLS is not spoken
+    mirror: bool = False
     peer: Peer = Peer()
+    breaker: bool = True
+    cooldown_s: float = COOLDOWN_S
+    tables: tuple[str, ...] = ()  # of the config that had a say in this
 
     @property
     def name(self) -> str:
@@ -71,51 +86,100 @@ def hosts_for(
     *,
     insecure: bool = False,
 ) -> tuple[Host, ...]:
+    """`hosts_of` for tables given apart."""
+    return hosts_of(domain, Tables(registries=registries, extras=extras or {}), insecure=insecure)
+
+
+def hosts_of(domain: str, tables: Tables, *, insecure: bool = False) -> tuple[Host, ...]:
     """The hosts to ask for images of `domain`: its mirrors in order, then itself (semantics.md 7.1).
 
     `insecure` is the push option registry.insecure: TLS without verification, or none.
     """
-    extras = extras or {}
-    mirrors = tuple(_mirror(text, domain, registries, extras) for text in registries.get(domain, _DEFAULT).mirrors)
+    table = tables.of(domain)
+    mirrors = tuple(_mirror(text, domain, tables) for text in _mirrors(domain, table, tables))
     capabilities = Capability.PULL | Capability.RESOLVE | Capability.PUSH
-    if domain not in registries:
+    if domain not in tables.registries:
         capabilities |= Capability.REFERRERS
-    own = _host(domain, registries, extras, insecure=insecure)
-    authority = _DOCKER_HUB if domain == "docker.io" else domain
-    return (*mirrors, replace(own, authority=authority, capabilities=capabilities))
+    if table.extra.only:
+        capabilities &= ~(Capability.PULL | Capability.RESOLVE | Capability.REFERRERS)
+    own = _host(domain, table, tables, capabilities, insecure=insecure)
+    authority = _DOCKER_HUB if domain == HUB else domain
+    return (*mirrors, replace(own, authority=authority))
 
 
-def _mirror(text: str, domain: str, registries: Mapping[str, RegistryConfig], extras: Mapping[str, RegistryExtra]) -> Host:
+def _mirrors(domain: str, table: Table, tables: Tables) -> tuple[str, ...]:
+    """A table with a star may name a mirror for all hosts: that mirror has none itself."""
+    own = tables.registries.get(domain)
+    if own is not None and own.mirrors:
+        return own.mirrors
+    return () if any(_authority(text) == domain for text in table.config.mirrors) else table.config.mirrors
+
+
+def _authority(mirror: str) -> str:
+    return mirror.partition("/")[0]
+
+
+def _mirror(text: str, domain: str, tables: Tables) -> Host:
     authority, _, path = text.partition("/")
-    host = _host(authority, registries, extras)
+    host = _host(authority, tables.of(authority), tables, Capability.PULL | Capability.RESOLVE)
     prefix = f"{path.strip('/')}/" if path.strip("/") else ""
-    return replace(host, prefix=prefix, namespace="" if authority == domain else domain)
+    return replace(host, prefix=prefix, namespace="" if authority == domain else domain, mirror=True)
 
 
-def _host(
-    name: str, registries: Mapping[str, RegistryConfig], extras: Mapping[str, RegistryExtra], *, insecure: bool = False
-) -> Host:
-    config = registries.get(name, _DEFAULT)
+def _host(name: str, table: Table, tables: Tables, capabilities: Capability, *, insecure: bool = False) -> Host:
+    config, extra = table.config, table.extra
     skip_verify = insecure or bool(config.insecure)
     plain = bool(config.http) if config.http is not None else is_local(name)
     fall_back = skip_verify and (plain or insecure)
     return Host(
         authority=name,
         scheme="http" if plain and not fall_back else "https",
+        capabilities=_allowed(capabilities, extra.capabilities),
         may_fall_back=fall_back,
-        peer=_peer(config, extras.get(name, _DEFAULT_EXTRA), skip_verify=skip_verify),
+        peer=peer_of(table, tables.network, skip_verify=skip_verify),
+        breaker=extra.breaker is not False,
+        cooldown_s=COOLDOWN_S if extra.breaker_cooldown_s is None else extra.breaker_cooldown_s,
+        tables=table.names,
     )
 
 
-def _peer(config: RegistryConfig, extra: RegistryExtra, *, skip_verify: bool) -> Peer:
+def _allowed(capabilities: Capability, named: tuple[str, ...]) -> Capability:
+    if not named:
+        return capabilities
+    wanted = {
+        "pull": Capability.PULL | Capability.REFERRERS,
+        "resolve": Capability.RESOLVE,
+        "push": Capability.PUSH,
+    }
+    allowed = Capability(0)
+    for name in named:
+        allowed |= wanted[name]
+    return capabilities & allowed
+
+
+def peer_of(table: Table, network: Network, *, skip_verify: bool | None = None) -> Peer:
+    config, extra = table.config, table.extra
     return Peer(
-        insecure=skip_verify,
-        ca=config.ca,
+        insecure=bool(config.insecure) if skip_verify is None else skip_verify,
+        ca=tuple(dict.fromkeys((*config.ca, *network.ca))),
         keypairs=tuple((pair.cert, pair.key) for pair in config.keypairs),
         directories=config.tls_config_dir,
-        connect_timeout_s=extra.connect_timeout_s,
-        response_timeout_s=extra.response_timeout_s,
+        connect_timeout_s=CONNECT_S if extra.connect_timeout_s is None else extra.connect_timeout_s,
+        response_timeout_s=extra.response_timeout_s or 0.0,
+        proxy=extra.proxy or None,
+        network=network,
     )
+
+
+def peer_for(authority: str, tables: Tables) -> Peer | None:
+    """How the config wants a host spoken to that no reference named: a redirect, a token server; None: it does not name it."""
+    table = tables.of(authority)
+    return peer_of(table, tables.network) if any(name != "*" for name in table.names) else None
+
+
+def web_peer(authority: str, tables: Tables) -> Peer:
+    """How to speak to a git server or a web site: as its tables say. What `*` has of client certificates is not shown to it."""
+    return peer_for(authority, tables) or replace(peer_of(tables.of(authority), tables.network), keypairs=(), nameless=True)
 
 
 def is_local(authority: str) -> bool:

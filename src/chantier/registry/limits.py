@@ -2,8 +2,8 @@
 """How many requests may be under way to one registry at a time (semantics.md 7.5).
 
 Four blobs and one place more that only metadata (manifests, configs) may take, so that a build that wants to know never
-waits behind one that downloads. The registry is that of the reference, also where a mirror serves it. Places go round
-the builds that wait, not to whoever asks most often.
+waits behind one that downloads. Pulls and pushes share the four, or have numbers of their own. The registry is that of the
+reference, also where a mirror serves it. Places go round the builds that wait, not to whoever asks most often.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from chantier.config import RegistryExtra
+
 from .retry import check
 from .types import Cancelled, never
 
@@ -22,14 +24,40 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Of one registry. `blobs` at a time, and `metadata` places beside them."""
+    """Of one registry. `blobs` at a time, and `metadata` places beside them; `pulls` and `pushes` of the blobs (0: all)."""
 
     blobs: int = 4
     metadata: int = 1
+    pulls: int = 0
+    pushes: int = 0
 
     @property
     def total(self) -> int:
         return self.blobs + self.metadata
+
+    @classmethod
+    def of(cls, extra: RegistryExtra, default: int) -> Limits:
+        """A direction that has a number of its own is not held up by the other one, unless maxConcurrency bounds both."""
+        pulls, pushes = extra.max_pulls or 0, extra.max_pushes or 0
+        both = (pulls or default) + (pushes or default) if pulls or pushes else default
+        return cls(
+            blobs=extra.max_concurrency or both,
+            metadata=extra.max_metadata or 1,
+            pulls=pulls or (default if pushes and not extra.max_concurrency else 0),
+            pushes=pushes or (default if pulls and not extra.max_concurrency else 0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """What is under way with one registry now."""
+
+    registry: str
+    pulls: int
+    pushes: int
+    metadata: int
+    waiting: int
+    limits: Limits
 
 
 LimitsFor = Callable[[str], Limits]
@@ -39,12 +67,14 @@ LimitsFor = Callable[[str], Limits]
 class _Waiter:
     metadata: bool
     owner: str
+    pushing: bool = False
     admitted: bool = False
 
 
 @dataclass
 class _Domain:
     blobs: int = 0
+    pushes: int = 0  # of the blobs
     total: int = 0
     waiting: dict[str, deque[_Waiter]] = field(default_factory=dict)  # by owner, in the order of their turns
 
@@ -67,9 +97,11 @@ class Limiter:
             self._condition.notify_all()
 
     @contextmanager
-    def place(self, domain: str, *, metadata: bool = False, owner: str = "", cancelled: Cancelled = never) -> Iterator[None]:
+    def place(
+        self, domain: str, *, metadata: bool = False, pushing: bool = False, owner: str = "", cancelled: Cancelled = never
+    ) -> Iterator[None]:
         """Hold one place at `domain` for the block. Raises CancelledError_ while waiting."""
-        waiter = _Waiter(metadata, owner)
+        waiter = _Waiter(metadata, owner, pushing)
         with self._condition:
             state = self._domains.setdefault(domain, _Domain())
             state.waiting.setdefault(owner, deque()).append(waiter)
@@ -94,11 +126,27 @@ class Limiter:
                 name: (d.blobs, d.total - d.blobs, sum(len(q) for q in d.waiting.values())) for name, d in self._domains.items()
             }
 
+    def traffic(self) -> tuple[Traffic, ...]:
+        """The same with directions and limits, for people."""
+        with self._condition:
+            return tuple(
+                Traffic(
+                    registry=name,
+                    pulls=d.blobs - d.pushes,
+                    pushes=d.pushes,
+                    metadata=d.total - d.blobs,
+                    waiting=sum(len(q) for q in d.waiting.values()),
+                    limits=self._limits(name),
+                )
+                for name, d in sorted(self._domains.items())
+            )
+
     def _leave(self, domain: str, waiter: _Waiter) -> None:
         state = self._domains[domain]
         if waiter.admitted:
             state.total -= 1
-            state.blobs -= 0 if waiter.metadata else 1
+            state.blobs -= not waiter.metadata
+            state.pushes -= not waiter.metadata and waiter.pushing
         elif waiter.owner in state.waiting:
             state.waiting[waiter.owner].remove(waiter)
         for name in [domain] if not self._everywhere else list(self._domains):
@@ -115,22 +163,27 @@ class Limiter:
             progress = False
             for owner in list(state.waiting):
                 queue = state.waiting[owner]
-                fit = next((w for w in queue if self._fits(domain, state, metadata=w.metadata)), None)
+                fit = next((w for w in queue if self._fits(domain, state, w)), None)
                 if fit is not None:
                     queue.remove(fit)
                     fit.admitted = progress = True
                     state.total += 1
-                    state.blobs += 0 if fit.metadata else 1
+                    state.blobs += not fit.metadata
+                    state.pushes += not fit.metadata and fit.pushing
                     del state.waiting[owner]  # to the end of the round
                     state.waiting[owner] = queue
                 if not queue:
                     del state.waiting[owner]
         self._condition.notify_all()
 
-    def _fits(self, domain: str, state: _Domain, *, metadata: bool) -> bool:
+    def _fits(self, domain: str, state: _Domain, waiter: _Waiter) -> bool:
         limits = self._limits(domain)
-        if state.total >= limits.total or (not metadata and state.blobs >= limits.blobs):
+        if state.total >= limits.total:
             return False
+        if not waiter.metadata:
+            own, most = (state.pushes, limits.pushes) if waiter.pushing else (state.blobs - state.pushes, limits.pulls)
+            if state.blobs >= limits.blobs or (most and own >= most):
+                return False
         return not self._everywhere or sum(d.total for d in self._domains.values()) < self._everywhere
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from chantier.errors import ChantierError, IntegrityError, NotFoundError, ReferenceError_, RegistryError
 from chantier.spec import (
@@ -18,12 +19,14 @@ from chantier.spec import (
 )
 
 from .caller import Caller
-from .failures import Failures
+from .failures import TRANSIENT, Failures
 from .hosts import Host
 from .messages import Request
 from .transport import Response
 from .types import Cancelled, Resolved
 
+MOST_WRONG = 3
+"""How often a host may answer with wrong bytes before it is believed to have no others."""
 MANIFEST_LIMIT = 4 * 1048 * 1048  # upstream's number, not 4 MiB
 _ACCEPT = f"{DOCKER_MANIFEST}, {DOCKER_INDEX}, {OCI_MANIFEST}, {OCI_INDEX}, */*"
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"
@@ -38,6 +41,7 @@ def resolve(caller: Caller, hosts: Sequence[Host], ref: Reference, cancelled: Ca
     """HEAD at each host until one knows `ref`; by digest the blobs are asked too, after all manifests."""
     paths = [f"manifests/{ref.object}"] + ([f"blobs/{ref.digest}"] if ref.digest else [])
     failures = Failures()
+    hosts = caller.choose(hosts, failures)
     tries = [(host, path) for path in paths for host in hosts]
     for number, (host, path) in enumerate(tries):
         last = number == len(tries) - 1 or (bool(ref.digest) and number == len(hosts) - 1)
@@ -51,40 +55,68 @@ def resolve(caller: Caller, hosts: Sequence[Host], ref: Reference, cancelled: Ca
 
 def get_manifest(
     caller: Caller, hosts: Sequence[Host], ref: Reference, what: Descriptor | str, cancelled: Cancelled
-) -> tuple[bytes, str]:
+) -> tuple[bytes, str, Host]:
+    """Its bytes, its type, and who served it."""
     if isinstance(what, Descriptor):
         digest, accept = what.digest, f"{what.media_type}, */*"
     else:
         digest, accept = Digest.parse(what), _ACCEPT
     failures = Failures()
+    hosts = caller.choose(hosts, failures)
     for number, host in enumerate(hosts):
         request = Request(method="GET", url=host.url(ref.path, f"manifests/{digest}"), headers={"accept": accept})
         last = number == len(hosts) - 1
         try:
-            response = caller.call(host, request, scopes=pull_scope(host, ref), last=last, cancelled=cancelled)
-            if response.status != 200:
-                raise _missing_or(caller, host, request, response, f"{ref.name}@{digest}")
-            data = _whole(response, ref, host)
-            if digest.algorithm == "sha256" and (got := digest_of(data)) != digest:
-                raise IntegrityError(f"manifest of {ref.name}@{digest} from {host.name} has digest {got}")
-            return data, media_type_of(response)
+            return _checked_manifest(caller, host, request, ref, digest, last=last, cancelled=cancelled)
         except (RegistryError, NotFoundError, IntegrityError) as err:
             failures.add(host.name, err)
             caller.passed_over(host, err, last=last)
     raise failures.error()
 
 
+def _checked_manifest(
+    caller: Caller, host: Host, request: Request, ref: Reference, digest: Digest, *, last: bool, cancelled: Cancelled
+) -> tuple[bytes, str, Host]:
+    """Where there is no other host, wrong bytes are asked for once more: they may have been spoilt on the way."""
+    for attempt in range(MOST_WRONG):
+        response, data = caller.document(
+            host, request, partial(_whole, ref=ref, host=host), scopes=pull_scope(host, ref), last=last, cancelled=cancelled
+        )
+        if response.status != 200:
+            raise _missing_or(caller, host, request, response, f"{ref.name}@{digest}")
+        if digest.algorithm != "sha256" or (got := digest_of(data)) == digest:
+            return data, media_type_of(response), host
+        if not last or attempt == MOST_WRONG - 1:
+            break
+    raise IntegrityError(f"manifest of {ref.name}@{digest} from {host.name} has digest {got}")
+
+
 def get_referrers(
     caller: Caller, hosts: Sequence[Host], ref: Reference, digest: str, artifact_type: str, cancelled: Cancelled
 ) -> bytes | None:
-    """None where no host has the API."""
+    """None where no host has the API. Raises where none could be asked."""
     query = {"artifactType": artifact_type} if artifact_type else {}
+    failures = Failures()
+    absent = False
+    hosts = caller.choose(hosts, failures)
     for number, host in enumerate(hosts):
         request = Request(method="GET", url=host.url(ref.path, f"referrers/{digest}", query), headers={"accept": OCI_INDEX})
-        response = caller.call(host, request, scopes=pull_scope(host, ref), last=number == len(hosts) - 1, cancelled=cancelled)
+        last = number == len(hosts) - 1
+        read = partial(_whole, ref=ref, host=host)
+        try:
+            response, data = caller.document(host, request, read, scopes=pull_scope(host, ref), last=last, cancelled=cancelled)
+        except RegistryError as err:
+            failures.add(host.name, err)
+            caller.passed_over(host, err, last=last)
+            continue
         if response.status == 200:
-            return _whole(response, ref, host)
+            return data
+        absent = absent or response.status not in TRANSIENT
+        if response.status in TRANSIENT:
+            failures.add(host.name, caller.refused(host, request, response))
         response.close()
+    if failures.tried and not absent:
+        raise failures.error()
     return None
 
 
@@ -114,11 +146,12 @@ def _get(
 ) -> Resolved:
     """Fetch to learn digest and size by hashing; of a blob as large as a layer that would be no bargain."""
     request = Request(method="GET", url=host.url(ref.path, path), headers={"accept": _ACCEPT})
-    response = caller.call(host, request, scopes=scopes, last=last, cancelled=cancelled)
+    response, data = caller.document(
+        host, request, partial(_whole, ref=ref, host=host), scopes=scopes, last=last, cancelled=cancelled
+    )
     if response.status != 200:
         raise _missing_or(caller, host, request, response, str(ref.with_default_tag()))
     media_type = media_type_of(response)
-    data = _whole(response, ref, host)
     descriptor = Descriptor(media_type=media_type, digest=digest_of(data), size=len(data))
     return _checked(caller, host, ref, path, descriptor, data)
 

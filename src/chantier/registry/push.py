@@ -67,11 +67,13 @@ class Pusher:
             try:
                 return self._upload(descriptor, open, mount_from, on_bytes, chunks=chunks)
             except RegistryError as err:
-                delay = self._caller.policy.delay_s(attempt, getattr(err, "retry_after_s", None)) if err.transient else None
+                delay = self._caller.delay_after(self._host, err, attempt)
                 if delay is None:
                     raise
-                # A proxy that bounds bodies may cut the connection in place of an answer.
-                chunks = chunks or (attempt >= 2 and isinstance(err, TransportError) and err.kind in ("reset", "eof"))
+                # A proxy that bounds bodies may cut the connection in place of an answer; and chunks can go on where they
+                # broke off, which is worth their round trips for a blob of several.
+                broke = isinstance(err, TransportError) and err.kind in ("reset", "eof", "timeout")
+                chunks = chunks or (broke and (attempt >= 2 or descriptor.size > _CHUNK_BYTES))
                 self._caller.trace.debug("transient transport error, retrying", {"attempt": attempt, "error": err.brief})
                 wait(delay, self._cancelled)
                 if self.exists(descriptor):
@@ -155,7 +157,7 @@ class Pusher:
             err = self._refused(request, response)
             if response.status in _WANTS_CHUNKS:
                 return err
-            raise err
+            raise self._gone(err)
 
     def _put_chunks(self, descriptor: Descriptor, open: Body, upload: _Upload, on_bytes: OnBytes) -> None:
         """PATCH by PATCH, then an empty PUT; each chunk is tried again from where the registry says it stands."""
@@ -168,9 +170,10 @@ class Pusher:
                 refused, upload, reached = self._patch(open, upload, offset, length, size, on_bytes)
             except RegistryError as err:
                 attempt += 1
-                delay = self._caller.policy.delay_s(attempt) if err.transient else None
+                delay = self._caller.delay_after(self._host, err, attempt)
                 if delay is None:
                     raise
+                self._caller.trace.debug("chunk broke off, asking where it stands", {"offset": offset, "error": err.brief})
                 wait(delay, self._cancelled)
                 offset, upload = self._standing(upload)
                 continue
@@ -183,11 +186,19 @@ class Pusher:
                 offset, upload = self._standing(upload)
             else:
                 raise refused
+        self._finish(descriptor, upload)
+
+    def _finish(self, descriptor: Descriptor, upload: _Upload) -> None:
+        """The empty PUT that ends an upload. Its answer may get lost: then the blob is there."""
         request = Request(method="PUT", url=_with_digest(upload.url, descriptor.digest), headers={"content-type": _OCTETS})
-        with self._send(request) as response:
-            if response.status not in (200, 201, 202, 204):
-                raise self._refused(request, response)
-            self._check_stored(response, descriptor)
+        try:
+            with self._send(request, last=True) as response:
+                if response.status not in (200, 201, 202, 204):
+                    raise self._gone(self._refused(request, response))
+                self._check_stored(response, descriptor)
+        except RegistryError:
+            if not self.exists(descriptor):
+                raise
 
     def _patch(
         self, open: Body, upload: _Upload, offset: int, length: int, size: int, on_bytes: OnBytes
@@ -201,7 +212,7 @@ class Pusher:
         )
         with self._send(request) as response:
             if response.status not in (200, 201, 202, 204):
-                err = self._refused(request, response)
+                err = self._gone(self._refused(request, response))
                 if err.transient:
                     raise err
                 return err, upload, offset
@@ -213,9 +224,9 @@ class Pusher:
     def _standing(self, upload: _Upload) -> tuple[int, _Upload]:
         """How many bytes of an upload the registry has."""
         request = Request(method="GET", url=upload.url)
-        with self._send(request) as response:
+        with self._send(request, last=True) as response:
             if response.status not in (200, 202, 204):
-                raise self._refused(request, response)
+                raise self._gone(self._refused(request, response))
             moved = response.headers.get("location")
             url = self._at_home(urljoin(upload.url, moved)) if moved else upload.url
             return _end_of(response) or 0, upload.moved(url)
@@ -236,13 +247,23 @@ class Pusher:
         default = {"https": 443, "http": 80}.get(parts.scheme)
         return parts.hostname == name and (parts.port or default) == (port or default)
 
-    def _send(self, request: Request) -> Response:
-        """To an upload's address: with our login if that is on the registry, with none if it is elsewhere."""
+    def _send(self, request: Request, *, last: bool = False) -> Response:
+        """To an upload's address: with our login if that is on the registry, with none if it is elsewhere.
+
+        `last`: may be sent again as it stands.
+        """
         if self._is_ours(request.url):
             return self._caller.call(
-                self._host, request, scopes=(self._scope,), last=False, redirects=False, cancelled=self._cancelled
+                self._host, request, scopes=(self._scope,), last=last, redirects=False, cancelled=self._cancelled
             )
-        return self._caller.exchange(request, self._host.peer.for_stranger(), cancelled=self._cancelled)
+        return self._caller.elsewhere(self._host, request, last=last, cancelled=self._cancelled)
+
+    @staticmethod
+    def _gone(err: RegistryError) -> RegistryError:
+        """An upload that the registry does not know any more (it was restarted, or behind a balancer): begin another one."""
+        if err.status == 404:
+            err.transient = True
+        return err
 
     def _call(self, request: Request, scopes: Sequence[str] = ()) -> Response:
         return self._caller.call(self._host, request, scopes=scopes or (self._scope,), cancelled=self._cancelled)

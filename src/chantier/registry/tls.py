@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from chantier.errors import ConfigError
 
 from .hosts import Peer
+from .network import system_files
 
 Signature = tuple[tuple[str, int, int], ...]
 
@@ -37,7 +38,8 @@ def context_for(peer: Peer) -> ssl.SSLContext:
 
 def signature(peer: Peer) -> Signature:
     """Changes when a file changes: a new connection then reads it anew (certificates rotate)."""
-    return tuple(_state(path) for path in (*_authorities(peer), *(p for pair in _keypairs(peer) for p in pair)))
+    own = () if peer.insecure else system_files()[:1]
+    return tuple(_state(path) for path in (*own, *_authorities(peer), *(p for pair in _keypairs(peer) for p in pair)))
 
 
 def _state(path: str) -> tuple[str, int, int]:
@@ -57,7 +59,7 @@ def _authorities(peer: Peer) -> Iterator[str]:
 def _keypairs(peer: Peer) -> Iterator[tuple[str, str]]:
     for cert, key in peer.keypairs:
         yield cert, key or cert
-    for directory in peer.directories:
+    for directory in peer.directories if not peer.nameless else ():
         yield from ((p, p.removesuffix(".cert") + ".key") for p in _listing(directory) if p.endswith(".cert"))
 
 

@@ -8,19 +8,22 @@ watch, looks for it and shuts the socket of a cancelled call.
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from .failures import TransportError, reason, transport_error
-from .hosts import Peer, is_local
+from .hosts import Peer
 from .messages import Request
+from .network import Network
 from .retry import check
 from .tls import context_for, signature
 from .types import Cancelled, never
@@ -43,7 +46,7 @@ class Transport:
 
     def __init__(self, *, user_agent: str, environment: Mapping[str, str] | None = None) -> None:
         self.user_agent = user_agent
-        self._environment = environment
+        self._network = Network(env=environment)  # for peers that have none
         self._mutex = threading.Lock()
         self._pools: dict[object, urllib3.PoolManager] = {}
         self._watch = _Watch()
@@ -51,7 +54,8 @@ class Transport:
     def send(self, request: Request, peer: Peer, *, cancelled: Cancelled = never) -> Response:
         """The response, its body unread. Raises TransportError, ConfigError for TLS files, CancelledError_."""
         check(cancelled)
-        pool = self._pool(peer, request.url)
+        proxy = peer.proxy_for(request.url, self._network)
+        pool = self._pool(peer, request.url, proxy)
         headers = {"user-agent": self.user_agent, **request.headers}
         if request.body is not None:
             headers["content-length"] = str(request.length)
@@ -80,7 +84,7 @@ class Transport:
             finally:
                 if body is not None:
                     body.close()
-        return Response(raw, request, self._watch, cancelled)
+        return Response(raw, request, self._watch, cancelled, facts=_facts_of(call, proxy))
 
     def close(self) -> None:
         with self._mutex:
@@ -88,10 +92,9 @@ class Transport:
         for pool in pools:
             pool.clear()
 
-    def _pool(self, peer: Peer, url: str) -> urllib3.PoolManager:
+    def _pool(self, peer: Peer, url: str, proxy: str | None) -> urllib3.PoolManager:
         """The pool of this trust; a new one when a certificate file has changed since."""
         tls = url.startswith("https:")
-        proxy = self._proxy(url)
         key = (_trust(peer) if tls else None, proxy)
         state = signature(peer) if tls else ()
         with self._mutex:
@@ -102,22 +105,20 @@ class Transport:
                 pool = self._pools[key, state] = _make_pool(peer if tls else None, proxy)
             return pool
 
-    def _proxy(self, url: str) -> str | None:
-        """HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; never for this machine itself."""
-        parts = urlsplit(url)
-        if is_local(parts.netloc.rpartition("@")[2]):
-            return None
-        found = _proxies(self._environment)
-        if proxy_bypass_environment(parts.netloc, found):
-            return None
-        proxy = found.get(parts.scheme) or found.get("all")
-        return proxy if not proxy or "://" in proxy else f"http://{proxy}"
-
 
 class Response:
     """An answer from a registry. Use as a context manager: what is not read is dropped."""
 
-    def __init__(self, raw: urllib3.BaseHTTPResponse, request: Request, watch: _Watch, cancelled: Cancelled) -> None:
+    def __init__(
+        self,
+        raw: urllib3.BaseHTTPResponse,
+        request: Request,
+        watch: _Watch,
+        cancelled: Cancelled,
+        *,
+        facts: Facts | None = None,
+    ) -> None:
+        self.facts = facts or Facts()
         self._raw = raw
         self._request = request
         self._watch = watch
@@ -211,7 +212,7 @@ class _Call:
 
     def __init__(self, cancelled: Cancelled, raw: urllib3.BaseHTTPResponse | None = None) -> None:
         self.cancelled = cancelled
-        self.connection: HTTPConnection | None = None
+        self.connection: _Dialled | None = None
         self.raw = raw
 
     def abort(self) -> None:
@@ -223,6 +224,17 @@ class _Call:
                 socket.socket.shutdown(self.connection.sock, socket.SHUT_RDWR)
         except (OSError, ValueError, RuntimeError):
             return  # it has ended meanwhile
+
+
+def _facts_of(call: _Call, proxy: str | None) -> Facts:
+    """Of the connection that was used. The time it took to make is told to the first request on it alone."""
+    shown = "" if proxy is None else proxy.rpartition("@")[2].removeprefix("http://").removeprefix("https://")
+    connection = call.connection
+    if connection is None or connection.facts is None:
+        return Facts(proxy=shown)
+    facts = replace(connection.facts, proxy=shown)
+    connection.facts = replace(connection.facts, connect_s=None, tls_s=None)
+    return facts
 
 
 class _Watch:
@@ -270,32 +282,101 @@ class _Watched:
         self._call = call
 
     def __enter__(self) -> None:
+        _current.call = self._call
         if self._call.cancelled is not never:
             self._watch.add(self._call)
-            _current.call = self._call
 
     def __exit__(self, *exc: object) -> None:
+        _current.call = None
         if self._call.cancelled is not never:
-            _current.call = None
             self._watch.remove(self._call)
 
 
 _current = threading.local()
 
 
-class _Http(HTTPConnection):
+@dataclass(kw_only=True, eq=False)
+class Facts:
+    """What is known of the connection a response came over."""
+
+    address: str = ""
+    connect_s: float | None = None  # None: it was kept from an earlier request
+    tls_s: float | None = None
+    tls: str = ""
+    cipher: str = ""
+    certificate: Mapping[str, Any] = field(default_factory=dict)  # as ssl gives it; empty where it was not verified
+    proxy: str = ""
+
+
+class _Dialled(HTTPConnection):
+    """A connection whose whole time to connect is bounded, however many addresses the host has."""
+
+    facts: Facts | None = None
+
+    def _new_conn(self) -> socket.socket:
+        began = time.monotonic()
+        limit = self.timeout if isinstance(self.timeout, int | float) else None
+        try:
+            found = _dial(self._dns_host, self.port or self.default_port, limit, self.socket_options or ())
+        except socket.gaierror as err:
+            raise NameResolutionError(self.host, self, err) from err
+        except TimeoutError as err:
+            raise ConnectTimeoutError(self, f"connection to {self.host} timed out") from err
+        except OSError as err:
+            raise NewConnectionError(self, f"failed to establish a new connection: {err}") from err
+        address = found.getpeername()
+        shown = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+        self.facts = Facts(address=shown, connect_s=time.monotonic() - began)
+        return found
+
+
+def _dial(host: str, port: int, limit_s: float | None, options: Any) -> socket.socket:
+    """The addresses in turn, each with its share of the time that is left. Raises the error of the last one."""
+    end = None if limit_s is None else time.monotonic() + limit_s
+    addresses = socket.getaddrinfo(host.strip("[]"), port, 0, socket.SOCK_STREAM)
+    failed: OSError = OSError(f"{host} has no address")
+    for number, (family, kind, protocol, _, address) in enumerate(addresses):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            for option in options:
+                sock.setsockopt(*option)
+            if end is not None:
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("timed out")
+                sock.settimeout(left / (len(addresses) - number))
+            sock.connect(address)
+            sock.settimeout(limit_s)
+            return sock
+        except OSError as err:
+            sock.close()
+            failed = err
+    raise failed
+
+
+class _Http(_Dialled):
     def request(self, *args: Any, **kwargs: Any) -> None:
         _noted(self)
         super().request(*args, **kwargs)
 
 
-class _Https(HTTPSConnection):
+class _Https(_Dialled, HTTPSConnection):
+    def connect(self) -> None:
+        began = time.monotonic()
+        super().connect()
+        if self.facts is not None and isinstance(self.sock, ssl.SSLSocket):
+            cipher = self.sock.cipher()
+            self.facts.tls_s = time.monotonic() - began - (self.facts.connect_s or 0.0)
+            self.facts.tls = self.sock.version() or ""
+            self.facts.cipher = cipher[0] if cipher else ""
+            self.facts.certificate = self.sock.getpeercert() or {}
+
     def request(self, *args: Any, **kwargs: Any) -> None:
         _noted(self)
         super().request(*args, **kwargs)
 
 
-def _noted(connection: HTTPConnection) -> None:
+def _noted(connection: _Dialled) -> None:
     call: _Call | None = getattr(_current, "call", None)
     if call is not None:
         call.connection = connection
@@ -337,12 +418,5 @@ def _proxy_headers(proxy: str) -> urllib3.HTTPHeaderDict | dict[str, str]:
     return urllib3.make_headers(proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}")
 
 
-def _proxies(environment: Mapping[str, str] | None) -> dict[str, str]:
-    if environment is None:
-        return getproxies_environment()
-    lower = {k.lower(): v for k, v in environment.items() if v}
-    return {k.removesuffix("_proxy"): v for k, v in lower.items() if k.endswith("_proxy")}
-
-
 def _trust(peer: Peer) -> tuple[object, ...]:
-    return (peer.insecure, peer.ca, peer.keypairs, peer.directories)
+    return (peer.insecure, peer.ca, peer.keypairs, peer.directories, peer.nameless)

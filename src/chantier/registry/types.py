@@ -63,3 +63,19 @@ class Fetched:
     received: int
     seconds: float
     resumed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """Which host served a document or a blob to a build, and how long it took."""
+
+    digest: str
+    media_type: str
+    repository: str
+    host: str
+    size: int
+    seconds: float
+    resumed: int = 0
+
+
+OnServed = Callable[[Served], None]
