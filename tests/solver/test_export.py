@@ -66,9 +66,20 @@ def test_the_walk_carries_what_the_build_says_of_exporting() -> None:
 def test_the_walk_leaves_out_links_that_lead_back() -> None:
     keys = MemoryKeyStore()
     keys.apply([Keep(key="b", links=(("a", Link(0, "op")),)), Keep(key="a", links=(("b", Link(0, "op")),))])
+    assert walk_keys(keys, ["b"]) == []  # nothing leads to either
+    keys.apply([Keep(key="a", links=(("sha256:root", Link(0, "op")),))])
     nodes = walk_keys(keys, ["b"])
-    assert [node.id for node in nodes] == ["a", "b"]
-    assert nodes[0].inputs == ((),)
+    assert [node.id for node in nodes] == ["sha256:root", "a", "b"]
+    assert nodes[1].inputs == ((("sha256:root", ""),),)
+
+
+def test_a_key_that_two_operations_lead_to_is_two_nodes() -> None:
+    keys = MemoryKeyStore()
+    links = (("sha256:root", Link(0, "op")), ("sha256:root", Link(0, "before")))
+    keys.apply([Keep(key="a", links=links), Keep(key="b", links=(("a", Link(0, "next", "s")),))])
+    nodes = {node.id: node for node in walk_keys(keys, ["b"])}
+    assert {node.op for node in nodes.values()} == {"sha256:root", "op", "before", "next"}
+    assert set(nodes["b"].inputs[0]) == {("a", "s"), ("a.1", "s")}
 
 
 def test_an_imported_cache_is_used_and_taken_over() -> None:

@@ -7,7 +7,6 @@ worker as `extra["solve"]`.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,8 +19,8 @@ from chantier.llb.definition import LoadedVertex
 from chantier.pb import ops_pb2 as pb
 from chantier.snapshot import mounted
 from chantier.solver.types import CacheMap, Dep
-from chantier.spec import dumps
 
+from .key_json import digests
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -48,13 +47,9 @@ class BuildOp:
         return nullcontext()
 
     async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
-        op = self._op
-        named = sorted((name, item.input) for name, item in op.inputs.items())
-        detail = dumps(
-            {"Type": "chantier.build.v1", "Inputs": [[n, i] for n, i in named], "Attrs": dict(sorted(op.attrs.items()))}
-        )
-        deps = tuple(Dep() for _ in range(self._inputs))
-        return CacheMap(digest="sha256:" + hashlib.sha256(detail).hexdigest(), deps=deps, detail=detail), True
+        # The name `Exec` is BuildKit's own slip, and part of its keys.
+        digest, also, detail = digests(lambda struct: {"Type": "buildkit.build.v0", "Exec": struct(self._op)})
+        return CacheMap(digest=digest, also=also, deps=tuple(Dep() for _ in range(self._inputs)), detail=detail), True
 
     async def run(self, job: JobContext, inputs: Sequence[Ref | None]) -> Sequence[Ref | None]:
         if self._op.builder != -1:

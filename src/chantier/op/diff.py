@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 from chantier.errors import UsageError
 from chantier.llb.definition import LoadedVertex
 from chantier.solver.types import CacheMap, Dep
-from chantier.spec import dumps
 
+from .key_json import digests
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ class DiffOp:
     def __init__(self, vertex: LoadedVertex, worker: Worker) -> None:
         self._worker = worker
         self._name = vertex.name
+        self._op = vertex.op.diff
         self._inputs = len(vertex.inputs)
         self._lower = vertex.op.diff.lower.input
         self._upper = vertex.op.diff.upper.input
@@ -34,9 +34,8 @@ class DiffOp:
         return nullcontext()
 
     async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
-        detail = dumps({"Type": "chantier.diff.v1", "Lower": self._lower, "Upper": self._upper})
-        deps = tuple(Dep() for _ in range(self._inputs))
-        return CacheMap(digest="sha256:" + hashlib.sha256(detail).hexdigest(), deps=deps, detail=detail), True
+        digest, also, detail = digests(lambda struct: {"Type": "buildkit.diff.v0", "Diff": struct(self._op)})
+        return CacheMap(digest=digest, also=also, deps=tuple(Dep() for _ in range(self._inputs)), detail=detail), True
 
     async def run(self, job: JobContext, inputs: Sequence[Ref | None]) -> Sequence[Ref | None]:
         lower, upper = self._input(inputs, self._lower, "lower"), self._input(inputs, self._upper, "upper")

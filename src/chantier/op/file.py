@@ -9,7 +9,6 @@ The key is the actions with the directory part of copied sources left out: what 
 
 from __future__ import annotations
 
-import hashlib
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
@@ -36,13 +35,14 @@ from chantier.spec import dumps, new_id
 from chantier.spec.glob import base_name, has_wildcards
 from chantier.spec.patterns import clean
 
+from .key_json import digest_of, digests
 from .worker import Worker
 
 if TYPE_CHECKING:
     from chantier.cache import MutableRef, Ref
     from chantier.solver.types import JobContext
 
-_TYPE = "chantier.file.v1"
+_TYPE = "buildkit.file.v0"
 _NONE = -1
 
 
@@ -60,10 +60,9 @@ class FileOp:
 
     async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
         selectors, written = self._selectors()
-        whole = {"Type": _TYPE, "Actions": [self._keyed(action, written) for action in self._actions]}
-        detail = dumps(whole)
+        digest, also, detail = digests(self._keyed)
         deps = tuple(self._dep(selectors.get(i, []) if i not in written else []) for i in range(self._inputs))
-        return CacheMap(digest="sha256:" + hashlib.sha256(detail).hexdigest(), deps=deps, detail=detail), True
+        return CacheMap(digest=digest, also=also, deps=deps, detail=detail), True
 
     async def run(self, job: JobContext, inputs: Sequence[Ref | None]) -> Sequence[Ref | None]:
         outputs = _outputs(self._actions)
@@ -76,9 +75,12 @@ class FileOp:
 
     # -- the key
 
-    def _selectors(self) -> tuple[dict[int, list[Selector]], set[int]]:
-        """What is read of each input, and which inputs are written on: those count by how they were made."""
-        selectors: dict[int, list[Selector]] = {}
+    def _selectors(self) -> tuple[dict[int, list[tuple[str, Selector]]], set[int]]:
+        """What is read of each input (with the path as it was asked for), and which inputs are written on.
+
+        These count by how they were made.
+        """
+        selectors: dict[int, list[tuple[str, Selector]]] = {}
         written: set[int] = set()
         for action in self._actions:
             if action.input != _NONE and action.input < self._inputs:
@@ -88,28 +90,35 @@ class FileOp:
             if subject is not None and kind != "rm" and subject.HasField("owner"):
                 for named, path in ((subject.owner.user, "/etc/passwd"), (subject.owner.group, "/etc/group")):
                     if named.WhichOneof("user") == "byName" and 0 <= named.byName.input < self._inputs:
-                        selectors.setdefault(named.byName.input, []).append(Selector(path=path, follow_links=True))
+                        selectors.setdefault(named.byName.input, []).append((path, Selector(path=path, follow_links=True)))
             if kind == "copy" and 0 <= action.secondaryInput < self._inputs:
-                selectors.setdefault(action.secondaryInput, []).append(_selector(action.copy))
+                selectors.setdefault(action.secondaryInput, []).append((action.copy.src, _selector(action.copy)))
         return selectors, written
 
-    def _keyed(self, action: pb.FileAction, written: set[int]) -> list[Any]:
-        counted = pb.FileAction()
-        counted.CopyFrom(action)
-        if counted.WhichOneof("action") == "copy" and 0 <= action.secondaryInput < self._inputs:
-            if action.secondaryInput not in written:
-                counted.copy.src = base_name(counted.copy.src)
-        # Protobuf's own bytes are canonical for a message without maps; the indexes of the action are part of them.
-        return [b64encode(counted.SerializeToString(deterministic=True)).decode()]
+    def _keyed(self, struct: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        actions = []
+        _, written = self._selectors()
+        for action in self._actions:
+            kind = action.WhichOneof("action") or "copy"
+            subject = type(getattr(action, kind))()
+            subject.CopyFrom(getattr(action, kind))
+            # What is copied counts by its content, and so its directory does not; of an input that is written on it does.
+            if kind == "copy" and 0 <= action.secondaryInput < self._inputs and action.secondaryInput not in written:
+                subject.src = base_name(subject.src)
+            actions.append(b64encode(dumps(struct(subject))).decode())
+        whole: dict[str, Any] = {"Type": _TYPE, "Actions": actions}
+        indexes = [[action.input, action.secondaryInput, action.output] for action in self._actions]
+        if not _is_plain(indexes):
+            whole["indexes"] = indexes
+        return whole
 
-    def _dep(self, selectors: list[Selector]) -> Dep:
+    def _dep(self, selectors: Sequence[tuple[str, Selector]]) -> Dep:
         if not selectors:
             return Dep(prepare=self._realise)
-        selectors = dedupe(selectors)
-        paths = sorted((s.path.encode("utf-8", "surrogateescape") for s in selectors), reverse=True)
+        paths = sorted((path.encode("utf-8", "surrogateescape") for path, _ in selectors), reverse=True)
         return Dep(
-            selector="sha256:" + hashlib.sha256(b"\0".join(paths)).hexdigest(),
-            content=content_key(self._worker, selectors),
+            selector=digest_of(b"\0".join(paths)),
+            content=content_key(self._worker, dedupe([selector for _, selector in selectors])),
             prepare=self._realise,
         )
 
@@ -145,20 +154,18 @@ def worker_id(worker: Worker) -> str:
 
 
 def dedupe(selectors: Sequence[Selector]) -> list[Selector]:
-    """Without what other selectors cover, in the order of paths."""
+    """Without what other selectors cover, in the order of paths; the order counts in the key."""
     plain = sorted({s for s in selectors if not s.filtered and not s.required}, key=lambda s: (s.follow_links, s.path))
-    kept: list[Selector] = []
-    for selector in plain:
-        last = kept[-1] if kept else None
-        covered = (
-            last is not None
-            and last.follow_links == selector.follow_links
-            and selector.path.startswith(last.path.rstrip("/") + "/")
+    kept = [
+        s
+        for s in plain
+        if not any(
+            other is not s and other.follow_links == s.follow_links and s.path.startswith(other.path.rstrip("/") + "/")
+            for other in plain
         )
-        if not covered:
-            kept.append(selector)
-    kept += dict.fromkeys(s for s in selectors if s.filtered or s.required)
-    return sorted(kept, key=lambda s: s.path)
+    ]
+    kept += [s for s in selectors if s.filtered or s.required]
+    return sorted(kept, key=lambda s: s.path.encode("utf-8", "surrogateescape"))
 
 
 def _selector(copy: pb.FileActionCopy) -> Selector:
@@ -170,6 +177,18 @@ def _selector(copy: pb.FileActionCopy) -> Selector:
         exclude=tuple(copy.exclude_patterns),
         required=tuple(copy.required_paths),
     )
+
+
+def _is_plain(indexes: Sequence[Sequence[int]]) -> bool:
+    """Whether they are a chain over the first input, copying from the second, the last of them the output: what COPY makes.
+
+    BuildKit leaves such indexes out of the key.
+    """
+    count = len(indexes)
+    for i, (base, source, output) in enumerate(indexes):
+        if base != (count + i - 1 if i else 0) or source not in (_NONE, 1) or output != (0 if i == count - 1 else _NONE):
+            return False
+    return count > 0
 
 
 def _outputs(actions: Sequence[pb.FileAction]) -> list[int]:

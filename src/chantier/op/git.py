@@ -29,6 +29,7 @@ from chantier.solver.types import CacheMap
 from chantier.spec import new_id
 
 from .agent import agent_socket
+from .image import source_key
 from .worker import Worker, ask
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ class GitOp:
             key += "(skip-submodules)"
         if source.mtime_commit:
             key += "(mtime=commit)"
-        detail = b"buildkit.source.v0:" + key.encode()
-        return CacheMap(digest="sha256:" + hashlib.sha256(detail).hexdigest(), detail=detail), True
+        return CacheMap(digest=source_key(key), detail=key.encode()), True
 
     async def run(self, job: JobContext, inputs: Sequence[Ref | None]) -> Sequence[Ref | None]:
         commit = await self._resolved(job)

@@ -16,7 +16,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -34,8 +34,9 @@ from chantier.llb.definition import LoadedVertex
 from chantier.pb import ops_pb2 as pb
 from chantier.snapshot import mounted
 from chantier.solver.types import CacheMap
-from chantier.spec import Digest, dumps
+from chantier.spec import Digest, digest_of, dumps
 
+from .image import source_key
 from .worker import Worker, ask
 
 if TYPE_CHECKING:
@@ -89,18 +90,21 @@ class HttpOp:
         if not checksum:
             found = await self._fetched(job)
             checksum, modified = found.digest, found.modified
-        key = {
+        key: dict[str, Any] = {
             "Filename": source.filename,
             "Perm": source.mode,
             "UID": source.uid,
             "GID": source.gid,
             "Checksum": checksum,
-            "LastModTime": modified,
-            "AuthHeaderSecret": source.auth_secret,
-            "Header": [[name, source.headers[name]] for name in sorted(source.headers)],
         }
-        detail = b"buildkit.source.v0:" + dumps(key)
-        return CacheMap(digest="sha256:" + hashlib.sha256(detail).hexdigest(), detail=detail), True
+        if modified is not None:
+            key["LastModTime"] = formatdate(modified, usegmt=True)
+        if source.auth_secret:
+            key["AuthHeaderSecret"] = source.auth_secret
+        if source.headers:
+            key["Header"] = [{"Name": name, "Value": source.headers[name]} for name in sorted(source.headers)]
+        detail = dumps(key)
+        return CacheMap(digest=source_key(str(digest_of(detail))), detail=detail), True
 
     async def run(self, job: JobContext, inputs: Sequence[Ref | None]) -> Sequence[Ref | None]:
         """Raises IntegrityError if the content is not that of the checksum."""

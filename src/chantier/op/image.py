@@ -180,13 +180,8 @@ class ImageOp:
     async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
         image = await self._resolve(job)
         if index == 0:
-            key = {"Digest": str(image.manifest_digest), "OS": self._platform.os, "Arch": self._platform.architecture}
-            if self._platform.variant:
-                key["Variant"] = self._platform.variant
-            if self._limit is not None:
-                key["Limit"] = str(self._limit)
-            return CacheMap(digest=source_key(dumps(key))), not image.diff_ids
-        return CacheMap(digest=source_key(chain_id(image.diff_ids[: self._limit]).encode())), True
+            return manifest_key(image, self._platform, self._limit), not image.diff_ids
+        return chain_key(image, self._limit), True
 
     async def run(self, job: JobContext, inputs: Sequence[Ref]) -> Sequence[Ref | None]:
         image = await self._resolve(job)
@@ -234,8 +229,30 @@ def chain_id(diff_ids: Sequence[str]) -> str:
     return chain
 
 
-def source_key(text: bytes) -> str:
-    return "sha256:" + hashlib.sha256(b"buildkit.source.v0:" + hashlib.sha256(text).hexdigest().encode()).hexdigest()
+def manifest_key(image: ResolvedImage, platform: Platform, limit: int | None = None) -> CacheMap:
+    """The key of an image's manifest for one platform."""
+    key: dict[str, Any] = {"Digest": str(image.manifest_digest), "OS": platform.os, "Arch": platform.architecture}
+    if platform.variant:
+        key["Variant"] = platform.variant
+    if platform.os_version:
+        key["OSVersion"] = platform.os_version
+    if platform.os_features:
+        key["OSFeatures"] = list(platform.os_features)
+    if limit is not None:
+        key["Limit"] = limit
+    detail = dumps(key)
+    return CacheMap(digest=source_key(str(digest_of(detail))), detail=detail)
+
+
+def chain_key(image: ResolvedImage, limit: int | None = None) -> CacheMap:
+    """The key of an image's layers, whichever manifest names them."""
+    chain = chain_id(image.diff_ids[:limit])
+    return CacheMap(digest=source_key(chain), detail=chain.encode())
+
+
+def source_key(text: str) -> str:
+    """What a source calls itself as a digest of BuildKit's kind."""
+    return str(digest_of(f"buildkit.source.v0:{text}".encode()))
 
 
 def _limit(text: str) -> int | None:

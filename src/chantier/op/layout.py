@@ -12,10 +12,10 @@ from chantier.cache import Ref
 from chantier.errors import IntegrityError, NotFoundError, SessionError
 from chantier.llb.definition import LoadedVertex, platform_of
 from chantier.solver.types import CacheMap, JobContext
-from chantier.spec import Descriptor, Digest, Index, Manifest, Platform, Reference, digest_of, dumps, parse_manifest
+from chantier.spec import Descriptor, Digest, Index, Manifest, Platform, Reference, digest_of, parse_manifest
 from chantier.store import Writer
 
-from .image import ResolvedImage, chain_id, choose_manifest, layer_sources, source_key
+from .image import ResolvedImage, chain_key, choose_manifest, layer_sources, manifest_key
 from .worker import Worker, threaded
 
 _MAX_DOCUMENT_BYTES = 8 << 20
@@ -94,9 +94,8 @@ class LayoutOp:
     async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
         image = await self._resolve(job)
         if index == 0:
-            key = {"Digest": str(image.manifest_digest), "OS": self._platform.os, "Arch": self._platform.architecture}
-            return CacheMap(digest=source_key(dumps(key))), not image.diff_ids
-        return CacheMap(digest=source_key(chain_id(image.diff_ids).encode())), True
+            return manifest_key(image, self._platform), not image.diff_ids
+        return chain_key(image), True
 
     async def run(self, job: JobContext, inputs: Sequence[Ref]) -> Sequence[Ref | None]:
         image = await self._resolve(job)

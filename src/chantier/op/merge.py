@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 from chantier.errors import UsageError
 from chantier.llb.definition import LoadedVertex
 from chantier.solver.types import CacheMap, Dep
-from chantier.spec import dumps
 
+from .key_json import digests
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ class MergeOp:
     def __init__(self, vertex: LoadedVertex, worker: Worker) -> None:
         self._worker = worker
         self._name = vertex.name
+        self._op = vertex.op.merge
         self._inputs = len(vertex.inputs)
         self._order = [one.input for one in vertex.op.merge.inputs]
 
@@ -33,9 +33,8 @@ class MergeOp:
         return nullcontext()
 
     async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
-        detail = dumps({"Type": "chantier.merge.v1", "Inputs": self._order})
-        deps = tuple(Dep() for _ in range(self._inputs))
-        return CacheMap(digest="sha256:" + hashlib.sha256(detail).hexdigest(), deps=deps, detail=detail), True
+        digest, also, detail = digests(lambda struct: {"Type": "buildkit.merge.v0", "Merge": struct(self._op)})
+        return CacheMap(digest=digest, also=also, deps=tuple(Dep() for _ in range(self._inputs)), detail=detail), True
 
     async def run(self, job: JobContext, inputs: Sequence[Ref | None]) -> Sequence[Ref | None]:
         refs = []

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 from chantier.errors import UsageError
 from chantier.llb.definition import LoadedVertex
 from chantier.solver.types import CacheMap, Dep
-from chantier.spec import dumps
 
+from .key_json import digests
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ class PassthroughOp:
     """Implements `solver.types.Op`."""
 
     def __init__(self, vertex: LoadedVertex, worker: Worker) -> None:
+        self._op = vertex.op.passthrough
         self._inputs = len(vertex.inputs)
         self._id = vertex.op.passthrough.id
         self._outputs = list(vertex.op.passthrough.outputs)
@@ -32,9 +32,8 @@ class PassthroughOp:
         return nullcontext()
 
     async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
-        detail = dumps({"Type": "chantier.passthrough.v1", "ID": self._id, "Outputs": self._outputs})
-        deps = tuple(Dep() for _ in range(self._inputs))
-        return CacheMap(digest="sha256:" + hashlib.sha256(detail).hexdigest(), deps=deps, detail=detail), True
+        digest, also, detail = digests(lambda struct: {"Type": "buildkit.passthrough.v0", "Passthrough": struct(self._op)})
+        return CacheMap(digest=digest, also=also, deps=tuple(Dep() for _ in range(self._inputs)), detail=detail), True
 
     async def run(self, job: JobContext, inputs: Sequence[Ref | None]) -> Sequence[Ref | None]:
         if any(not 0 <= index < len(inputs) for index in self._outputs):

@@ -8,9 +8,7 @@ limits are no part of the operation at all.
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
-from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,9 +19,9 @@ from chantier.llb.definition import Graph
 from chantier.pb import ops_pb2 as pb
 from chantier.solver.types import CacheMap, ContentKey, Dep
 from chantier.spec import Platform
-from chantier.spec.gojson import dumps
 
 from .file import content_key, dedupe
+from .key_json import digest_of, digests
 from .mounts import ROOT, cache_index
 from .worker import Worker
 
@@ -35,11 +33,17 @@ _TYPE = "buildkit.exec.v0"
 
 def cache_map_of(op: pb.ExecOp, inputs: int, platform: Platform, worker: Worker) -> CacheMap:
     """The one cache map of a step."""
-    return CacheMap(digest=key_digest(op, platform), deps=tuple(_deps(op, inputs, worker)))
+    digest, also, detail = key_digests(op, platform)
+    return CacheMap(digest=digest, also=also, deps=tuple(_deps(op, inputs, worker)), detail=detail)
 
 
 def key_digest(op: pb.ExecOp, platform: Platform) -> str:
     """The definition part of a step's cache key."""
+    return key_digests(op, platform)[0]
+
+
+def key_digests(op: pb.ExecOp, platform: Platform) -> tuple[str, tuple[str, ...], bytes]:
+    """The same with what older versions of BuildKit call it, and what it is made of."""
     counted = pb.ExecOp()
     counted.CopyFrom(op)
     for host in counted.meta.extraHosts:
@@ -48,26 +52,30 @@ def key_digest(op: pb.ExecOp, platform: Platform) -> str:
     for mount in counted.mounts:
         mount.selector = ""
         if mount.HasField("cacheOpt") and not _is_default_cache(mount):
-            mount.cacheOpt.Clear()
+            mount.cacheOpt.ID = ""
+            mount.cacheOpt.sharing = pb.SHARED
     if _is_plain_root(counted.mounts):
         counted.ClearField("mounts")
-    # Protobuf's own bytes are canonical for messages without maps, and the JSON around them names what they are.
-    whole = {
-        "Type": _TYPE,
-        "Exec": b64encode(counted.SerializeToString(deterministic=True)).decode(),
-        "OS": platform.os,
-        "Arch": platform.architecture,
-        "Variant": platform.variant,
-        "OSVersion": platform.os_version,
-        "OSFeatures": list(platform.os_features),
-    }
-    return "sha256:" + hashlib.sha256(dumps(whole)).hexdigest()
+    return digests(
+        lambda struct: (
+            {"Type": _TYPE, "Exec": struct(counted), "OS": platform.os, "Arch": platform.architecture}
+            | {
+                name: value
+                for name, value in (
+                    ("Variant", platform.variant),
+                    ("OSVersion", platform.os_version),
+                    ("OSFeatures", list(platform.os_features)),
+                )
+                if value
+            }
+        )
+    )
 
 
 def _is_default_cache(mount: pb.Mount) -> bool:
     """A shared cache mount named after its place: `ID` or `NAMESPACE/ID` of `--mount=type=cache` without options."""
     option = mount.cacheOpt
-    return option.sharing == pb.SHARED and (mount.dest == option.ID or option.ID.endswith("/" + mount.dest))
+    return option.sharing == pb.SHARED and mount.dest in (option.ID, option.ID.partition("/")[2])
 
 
 def _is_plain_root(mounts: Sequence[pb.Mount]) -> bool:
@@ -90,30 +98,26 @@ class _Use:
     """How one input is mounted, all mounts taken together."""
 
     selectors: list[str] = field(default_factory=list)
-    whole: bool = False
     by_content: bool = True
 
 
 def _deps(op: pb.ExecOp, inputs: int, worker: Worker) -> Iterable[Dep]:
     uses = [_Use() for _ in range(inputs)]
     for mount in op.mounts:
-        if mount.input < 0:
+        if mount.input < 0 or mount.mountType in (pb.SECRET, pb.SSH, pb.TMPFS):
             continue
         if mount.input >= inputs:
             raise UsageError(f"invalid mountinput {mount.input}")
         use = uses[mount.input]
         selector = posixpath.normpath(posixpath.join("/", mount.selector))
-        if selector == "/":
-            use.whole = True
-        else:
-            use.selectors.append(selector)
+        use.selectors.append(selector)
         use.by_content = use.by_content and _by_content(mount, selector)
     for use in uses:
         # One mount of the whole makes every selection beside it a part of what counts anyway.
-        paths = use.selectors if not use.whole else []
+        paths = use.selectors if "/" not in use.selectors else []
         yield Dep(
-            selector=_digest_of(paths),
-            content=_content(paths, worker) if use.by_content else None,
+            selector=digest_of("\0".join(use.selectors).encode()) if use.selectors else "",
+            content=_content(paths, worker) if use.by_content and use.selectors else None,
             prepare=_prepare(worker),
         )
 
@@ -128,10 +132,6 @@ def _by_content(mount: pb.Mount, selector: str) -> bool:
             raise UsageError(f"invalid mount cache content ON for {mount.dest}: it is an output of a part of its input")
         return True
     return safe and mount.dest != ROOT
-
-
-def _digest_of(selectors: Sequence[str]) -> str:
-    return "sha256:" + hashlib.sha256("\0".join(selectors).encode()).hexdigest() if selectors else ""
 
 
 def _content(paths: Sequence[str], worker: Worker) -> ContentKey:
@@ -165,4 +165,5 @@ __all__ = [
     "cache_mounts_to_clear",
     "clear_cache_mounts",
     "key_digest",
+    "key_digests",
 ]
