@@ -313,6 +313,8 @@ class Intake:
         self._on_stat = on_stat
         self._count = 0
         self._asked: dict[int, Entry] = {}
+        self._ids: dict[str, int] = {}  # of what was asked for, by path
+        self._made: set[int] = set()  # files that exist already, for further names of them
         self._open: dict[int, int] = {}
         self._listed = False
         self._finished = False
@@ -359,13 +361,22 @@ class Intake:
         if self._on_stat is not None:
             self._on_stat(packet.stat.SerializeToString())
         entry = decode_entry(packet.stat)
+        if entry.hard:
+            self._make(self._ids.get(entry.link))
         if stat.S_ISSOCK(entry.mode) or not self._receiver.want(entry):
             return
         if self._wants is not None and not self._wants(entry):
             self._receiver.close_file(entry, self._receiver.open(entry))
             return
         self._asked[id] = entry
+        self._ids[entry.path] = id
         answers.append(b"\x08\x01\x18" + _varint(id) if id else b"\x08\x01")
+
+    def _make(self, id: int | None) -> None:
+        """A file that was asked for has another name, which may come before its bytes."""
+        if id is not None and id not in self._open and id not in self._made:
+            os.close(self._receiver.open(self._asked[id]))
+            self._made.add(id)
 
     def _data(self, id: int, data: bytes) -> None:
         entry = self._asked.get(id)
@@ -375,12 +386,13 @@ class Intake:
         if fd is None:
             if len(self._open) >= _MAX_OPEN:
                 raise SessionError("the sender sends too many files at once")
-            fd = self._receiver.open(entry)
+            fd = self._receiver.open(entry, again=id in self._made)
             self._open[id] = fd
         if data:
             write_all(fd, data)
             return
-        del self._open[id], self._asked[id]
+        del self._open[id], self._asked[id], self._ids[entry.path]
+        self._made.discard(id)
         self._receiver.close_file(entry, fd)
 
 

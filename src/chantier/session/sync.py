@@ -32,6 +32,7 @@ _MAGIC = b"CS1\0"
 _SIGNATURE = struct.Struct("<IQqqQQB")
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_AGAIN = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SMALL = 256 * 1024
 _COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE: what file systems stamp with
 _TICK_NS = 20_000_000
@@ -157,10 +158,10 @@ class Receiver:
             self._node(entry, parent, name)
         return False
 
-    def open(self, entry: Entry) -> int:
-        """A descriptor to write a wanted file's bytes to."""
+    def open(self, entry: Entry, *, again: bool = False) -> int:
+        """A descriptor to write a wanted file's bytes to. `again`: the file was made by an earlier call."""
         parent, name = self._parent(entry.path)
-        return os.open(name, _CREATE, 0o600, dir_fd=parent)
+        return os.open(name, _AGAIN if again else _CREATE, 0o600, dir_fd=parent)
 
     def close_file(self, entry: Entry, fd: int) -> None:
         """The bytes are written: set what else there is to a file."""
