@@ -26,11 +26,16 @@ class Bridge:
         self._daemon = daemon
 
     def service(self) -> Service:
-        return Service(NAME, {method: partial(self._unary, method) for method in METHODS})
+        handlers: dict[str, Any] = {method: partial(self._unary, method) for method in METHODS}
+        return Service(NAME, handlers | {"ExecProcess": self._exec_process})
 
     async def _unary(self, method: str, request: Any, call: ServerCall) -> Any:
         gateway = await self._gateway(method, call)
         return await gateway.handle(method, request, call)
+
+    async def _exec_process(self, call: ServerCall) -> None:
+        gateway = await self._gateway("ExecProcess", call)
+        await gateway.exec_process(call)
 
     async def _gateway(self, method: str, call: ServerCall) -> Gateway:
         id = call.metadata.text(BUILD_ID)
@@ -49,7 +54,8 @@ def serve(gateway: Gateway) -> Service:
     async def unary(method: str, request: Any, call: ServerCall) -> Any:
         return await gateway.handle(method, request, call)
 
-    return Service(NAME, {method: partial(unary, method) for method in METHODS})
+    handlers: dict[str, Any] = {method: partial(unary, method) for method in METHODS}
+    return Service(NAME, handlers | {"ExecProcess": gateway.exec_process})
 
 
 __all__ = ["BUILD_ID", "NAME", "Bridge", "serve"]

@@ -20,6 +20,7 @@ from chantier.spec import new_id
 from chantier.wire import Detail, GrpcError, ServerCall
 from chantier.wire.status import INVALID_ARGUMENT, UNKNOWN
 
+from .containers import Processes
 from .convert import read_result, read_warning, result_message
 from .errors import build_status
 from .solve_error import solve_detail
@@ -41,6 +42,11 @@ METHODS = (
     "Return",
     "Inputs",
     "Warn",
+    "NewContainer",
+    "ReleaseContainer",
+    "ReadFileContainer",
+    "ReadDirContainer",
+    "StatFileContainer",
 )
 
 
@@ -65,6 +71,11 @@ class Gateway:
             "Return": self._return,
             "Inputs": self._give_inputs,
             "Warn": self._warn,
+            "NewContainer": self._new_container,
+            "ReleaseContainer": self._release_container,
+            "ReadFileContainer": self._read_file_container,
+            "ReadDirContainer": self._read_dir_container,
+            "StatFileContainer": self._stat_file_container,
         }
 
     async def handle(self, method: str, request: Any, call: ServerCall) -> Any:
@@ -208,6 +219,45 @@ class Gateway:
             raise GrpcError(INVALID_ARGUMENT, str(err)) from err
         await self.build.bridge.warn(warning)
         return pb.WarnResponse()
+
+    # -- containers
+
+    async def exec_process(self, call: ServerCall) -> None:
+        await Processes(self, call).serve()
+
+    async def _new_container(self, request: pb.NewContainerRequest, call: ServerCall) -> pb.NewContainerResponse:
+        await self.build.bridge.containers.new(
+            request.ContainerID,
+            [(mount, self.ref_of(mount.resultID)) for mount in request.Mounts],
+            network=request.Network,
+            platform=request.platform if request.HasField("platform") else None,
+            hostname=request.hostname,
+            extra_hosts=list(request.extraHosts),
+        )
+        return pb.NewContainerResponse()
+
+    async def _release_container(self, request: pb.ReleaseContainerRequest, call: ServerCall) -> pb.ReleaseContainerResponse:
+        await self.build.bridge.containers.release(request.ContainerID)
+        return pb.ReleaseContainerResponse()
+
+    async def _read_file_container(self, request: pb.ReadFileRequest, call: ServerCall) -> pb.ReadFileResponse:
+        window = request.Range
+        data = await self.build.bridge.containers.read_file(
+            request.Ref, request.MountIndex, request.FilePath, offset=window.Offset, length=window.Length
+        )
+        return pb.ReadFileResponse(Data=data)
+
+    async def _read_dir_container(self, request: pb.ReadDirRequest, call: ServerCall) -> pb.ReadDirResponse:
+        found = await self.build.bridge.containers.read_dir(
+            request.Ref, request.MountIndex, request.DirPath, pattern=request.IncludePattern
+        )
+        return pb.ReadDirResponse(entries=found)
+
+    async def _stat_file_container(self, request: pb.StatFileRequest, call: ServerCall) -> pb.StatFileResponse:
+        found = await self.build.bridge.containers.stat_file(request.Ref, request.MountIndex, request.Path)
+        return pb.StatFileResponse(stat=found)
+
+    # -- sources
 
     async def _resolve_image_config(
         self, request: pb.ResolveImageConfigRequest, call: ServerCall

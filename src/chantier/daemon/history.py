@@ -359,12 +359,27 @@ def descriptor_of(data: bytes, media_type: str) -> pb.Descriptor:
     return pb.Descriptor(media_type=media_type, digest=f"sha256:{hashlib.sha256(data).hexdigest()}", size=len(data))
 
 
-def pack_status(error: GrpcError) -> bytes:
-    """google.rpc.Status with its details: the blob `externalError`."""
+def status_message(error: GrpcError) -> status_pb2.Status:
+    """google.rpc.Status with its details."""
     status = status_pb2.Status(code=error.code, message=error.message)
     for detail in error.details:
         status.details.add(type_url=detail.type_url, value=detail.value)
-    return bytes(status.SerializeToString())
+    return status
 
 
-__all__ = ["ERROR_TYPE", "LOG_TYPE", "Blob", "History", "compile_filters", "descriptor_of", "pack_status", "status_of_record"]
+def pack_status(error: GrpcError) -> bytes:
+    """The blob `externalError`."""
+    return bytes(status_message(error).SerializeToString())
+
+
+__all__ = [
+    "ERROR_TYPE",
+    "LOG_TYPE",
+    "Blob",
+    "History",
+    "compile_filters",
+    "descriptor_of",
+    "pack_status",
+    "status_message",
+    "status_of_record",
+]

@@ -21,6 +21,7 @@ from chantier.snapshot import mounted
 from chantier.solver import Built
 from chantier.spec import Platform, Reference
 
+from .containers import Containers
 from .files import read_dir, read_file, stat_file
 from .graph import to_edge
 from .sources import place
@@ -109,6 +110,7 @@ class EngineBridge:
         self.entitlements = entitlements
         self._reporter = reporter
         self._refs: list[EngineRef] = []
+        self.containers = Containers(self)
         self._cleared: set[str] = set()  # cache mounts that --no-cache emptied already
 
     @property
@@ -178,5 +180,6 @@ class EngineBridge:
         )
 
     async def close(self) -> None:
+        await self.containers.close()
         for ref in self._refs:
             await ref.release()

@@ -30,7 +30,7 @@ from . import oci
 from .host import Host, this_host
 from .output import Piped, Stdin, Terminal
 from .places import Places, end_cgroup
-from .types import Container, Exit, OnOutput, Process
+from .types import Container, Exit, OnOutput, Process, Resize, Signal
 
 T = TypeVar("T")
 
@@ -133,11 +133,12 @@ class Runc:
         *,
         output: OnOutput,
         stdin: Stdin | None = None,
-        resized: Callable[[Callable[[int, int], None]], None] | None = None,
+        resized: Callable[[Resize], None] | None = None,
+        signalled: Callable[[Signal], None] | None = None,
     ) -> Exit:
         """One more process in a running container, with that container's capabilities.
 
-        Cancelling kills it. `resized` is given a function that sets the size of its terminal.
+        Cancelling kills it. `resized` is given a function that sets the size of its terminal, `signalled` one that signals it.
         """
         running = await self._wait_started(id)
         held = oci.held_by(running.container, self._host)
@@ -147,6 +148,8 @@ class Runc:
         argv = self._command("exec", "--process", str(own / "process.json"), "--pid-file", str(own / "pid"), log=own / "log.json")
         argv.append(id)
         child = _Running(container=replace(running.container, process=process), bundle=own)
+        if signalled is not None:
+            signalled(lambda number: self._send(child, number))
         try:
             code = await self._foreground(argv, child, process.terminal, output, stdin, None, resized=resized)
             return Exit(code=code, message=_complaint(own / "log.json") if code else "")
@@ -156,8 +159,13 @@ class Runc:
     async def signal(self, id: str, signal: int) -> None:
         """Send a signal to a container's first process. SIGKILL cannot be refused, whatever that process is doing."""
         running = self._running.get(id)
-        if running is None or running.piped is None:
+        if running is None:
             raise NotFoundError(f"container {id} has stopped")
+        await self._send(running, signal)
+
+    async def _send(self, running: _Running, signal: int) -> None:
+        if running.piped is None:
+            raise NotFoundError("the process has not started")
         if signal == signals.SIGKILL:
             await self._kill(running)
         else:

@@ -78,6 +78,11 @@ OnOutput = Callable[[int, bytes], None]
 """Called with (stream 1|2, data) for each piece of output, in order, never after `run` has returned."""
 
 
+Resize = Callable[[int, int], None]
+"""(rows, columns)"""
+Signal = Callable[[int], Awaitable[None]]
+
+
 class Runtime(Protocol):
     name: str
 
@@ -92,14 +97,25 @@ class Runtime(Protocol):
         """Run to the end. Cancelling the awaiting task kills the whole process tree, reaps it, and then raises CancelledError."""
 
     async def exec(
-        self, id: str, process: Process, *, output: OnOutput, stdin: Callable[[], Awaitable[bytes]] | None = None
+        self,
+        id: str,
+        process: Process,
+        *,
+        output: OnOutput,
+        stdin: Callable[[], Awaitable[bytes]] | None = None,
+        resized: Callable[[Resize], None] | None = None,
+        signalled: Callable[[Signal], None] | None = None,
     ) -> Exit:
-        """One more process in a running container."""
+        """One more process in a running container. `resized` and `signalled` are given what acts on it while it runs."""
 
-    async def signal(self, id: str, signal: int) -> None: ...
+    async def signal(self, id: str, signal: int) -> None:
+        """To a container's first process."""
+
+    def resize(self, id: str, rows: int, columns: int) -> None:
+        """The terminal of a container's first process."""
 
     async def close(self) -> None:
         """When nothing runs any more."""
 
 
-__all__ = ["Bind", "Container", "Exit", "OnOutput", "Process", "Resources", "Rlimit", "Runtime"]
+__all__ = ["Bind", "Container", "Exit", "OnOutput", "Process", "Resize", "Resources", "Rlimit", "Runtime", "Signal"]

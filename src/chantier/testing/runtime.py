@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chantier.errors import NotFoundError
-from chantier.runtime.types import Container, Exit, OnOutput, Process
+from chantier.runtime.types import Container, Exit, OnOutput, Process, Resize, Signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,8 @@ class FakeRuntime:
         *,
         output: OnOutput,
         stdin: Callable[[], Awaitable[bytes]] | None = None,
+        resized: Callable[[Resize], None] | None = None,
+        signalled: Callable[[Signal], None] | None = None,
     ) -> Exit:
         if id not in self._tasks:
             raise NotFoundError(f"container {id} has stopped")
@@ -111,6 +113,9 @@ class FakeRuntime:
         self._killed[id] = signal
         if signal in (signals.SIGKILL, signals.SIGTERM):
             self._tasks[id][1].cancel()
+
+    def resize(self, id: str, rows: int, columns: int) -> None:
+        return None
 
     async def close(self) -> None:
         self.closed = True
