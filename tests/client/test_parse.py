@@ -127,7 +127,7 @@ def _never() -> io.BytesIO:
     raise AssertionError("standard input was read")
 
 
-def _prepare(request: BuildRequest, stdin: bytes | None = None):  # noqa: ANN202
+def _prepare(request: BuildRequest, stdin: bytes | None = None):
     return prepare(request, stdin=(lambda: io.BytesIO(stdin)) if stdin is not None else _never, env={})
 
 
