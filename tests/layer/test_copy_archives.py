@@ -88,7 +88,9 @@ def test_owner_overrides_all(dirs: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"text\n" * 400, archive(), gzip.compress(b"not a tar" * 99), b"\x1f\x8b\x08broken", b"BZhx"]
+    "data",
+    [b"", b"text\n" * 400, archive(), gzip.compress(b"not a tar" * 99), b"\x1f\x8b\x08broken", b"BZhx"],
+    ids=["empty", "text", "archive", "gzip", "broken gzip", "broken bzip2"],  # compressed bytes hold the time
 )
 def test_what_is_no_archive_is_copied(dirs: tuple[Path, Path], data: bytes) -> None:
     assert sorted(add(dirs, data)) == ["x", "x/file.bin"]
