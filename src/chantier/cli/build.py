@@ -28,12 +28,12 @@ def run(args: Sequence[str], debug: bool) -> int:
     quiet = given.quiet or given.progress == "quiet"
     if given.quiet and given.progress not in ("auto", "quiet"):
         raise UsageError(f"progress={given.progress} and quiet cannot be used together")
-    prepared = prepare(request, stdout_is_tty=sys.stdout.isatty())
+    from chantier.driver.select import open_builder
+
+    driver = open_builder(given.builder, root=given.root, config=given.config, env=os.environ)
+    prepared = prepare(request, stdout_is_tty=sys.stdout.isatty(), default_output=driver.default_output)
     if given.iidfile and os.path.exists(given.iidfile):
         os.unlink(given.iidfile)
-    from chantier.driver.choose import choose
-
-    driver = choose(given.builder, root=given.root, config=given.config, env=os.environ)
     show_progress = "quiet" if quiet else given.progress
     display = open_display(show_progress, sys.stderr, heading=driver.heading, title=driver.title, explain=given.explain)
     try:
@@ -52,10 +52,10 @@ def run(args: Sequence[str], debug: bool) -> int:
         print_warnings(display.warnings, sys.stderr, debug=debug)
     if not prepared.call.exporters and not quiet:
         sys.stderr.write(
-            "WARNING: No output specified. Build result will only remain in the build cache. "
+            f"WARNING: No output specified{driver.without_output}. Build result will only remain in the build cache. "
             "To push result image into registry use --push or to load image into docker use --load\n"
         )
-    _write_results(given, result, prepared.offer.outputs and any(o.dest == "-" for o in prepared.offer.outputs))
+    _write_results(given, result, driver.place, prepared.offer.outputs and any(o.dest == "-" for o in prepared.offer.outputs))
     return 0
 
 
@@ -66,11 +66,11 @@ def _failed(err: ChantierError, request: BuildRequest, display: Display, *, debu
     return err.exit_code
 
 
-def _write_results(given: argparse.Namespace, result: BuildResult, stdout_is_taken: object) -> None:
+def _write_results(given: argparse.Namespace, result: BuildResult, place: str, stdout_is_taken: object) -> None:
     from chantier.client.metadata import write_metadata, write_text
 
     if given.metadata_file:
-        write_metadata(given.metadata_file, result)
+        write_metadata(given.metadata_file, result, place=place)
     image_id = result.config_digest or result.digest
     if given.iidfile:
         write_text(given.iidfile, image_id)

@@ -84,8 +84,12 @@ def prepare(
     stdin: Callable[[], BinaryIO] = lambda: sys.stdin.buffer,
     stdout_is_tty: bool = False,
     env: Mapping[str, str] | None = None,
+    default_output: str = "",
 ) -> Prepared:
-    """Check a request and resolve everything that only the user's machine knows. Raises UsageError."""
+    """Check a request and resolve everything that only the user's machine knows. Raises UsageError.
+
+    `default_output` is the type of what a build makes that names no output: "image", "docker" (loaded) or nothing.
+    """
     env = os.environ if env is None else env
     for tag in request.tags:
         parse_tag(tag)
@@ -97,6 +101,7 @@ def prepare(
             load=request.load,
             annotations=parse_annotations(request.annotations),
             stdout_is_tty=stdout_is_tty,
+            default=default_output,
         )
         if request.call == "build"
         else []

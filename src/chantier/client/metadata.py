@@ -11,10 +11,13 @@ from typing import Any
 from .request import BuildResult
 
 
-def write_metadata(path: str, result: BuildResult) -> None:
-    """Sorted JSON, two spaces; values that are base64 of a JSON object stand as that object. Written whole or not at all."""
+def write_metadata(path: str, result: BuildResult, *, place: str = "embedded/embedded0") -> None:
+    """Sorted JSON, two spaces; values that are base64 of a JSON object stand as that object. Written whole or not at all.
+
+    `place` is BUILDER/NODE.
+    """
     document: dict[str, Any] = {key: _decoded(value) for key, value in result.response.items()}
-    document["buildx.build.ref"] = f"embedded/embedded0/{result.ref}"
+    document["buildx.build.ref"] = f"{place}/{result.ref}"
     write_text(path, json.dumps(document, indent=2, sort_keys=True))
 
 

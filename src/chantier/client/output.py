@@ -59,8 +59,11 @@ def plan_outputs(
     load: bool,
     annotations: Sequence[tuple[str, str]],
     stdout_is_tty: bool,
+    default: str = "",
 ) -> list[Output]:
     """Add what --push and --load mean, names and annotations, and check that the destinations can be meant."""
+    if default and not outputs and not push and not load:
+        outputs = [Output(type=default, load=default == "docker")]
     outs = [o for o in outputs if o.type != "cacheonly"]
     if push:
         images = [o for o in outs if o.type == "image"]

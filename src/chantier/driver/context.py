@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import http.client
 import json
 import os
+import socket
 import ssl
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +80,21 @@ class Host:
             return SocketStream(*found)
         if scheme == "ssh":
             return await Pipe.start(_ssh(self.address))
+        raise UsageError(f"unsupported protocol scheme {scheme!r} in the Docker host {self.address}")
+
+    def http(self, timeout: float | None) -> http.client.HTTPConnection:
+        """The same for blocking code. Raises UsageError for an address that cannot be spoken to."""
+        scheme, _, rest = self.address.partition("://")
+        if scheme == "unix":
+            return _SocketHTTP(partial(_unix_socket, rest), timeout)
+        if scheme == "tcp":
+            name, port = self.port()
+            tls = self.tls()
+            if tls is not None:
+                return http.client.HTTPSConnection(name, port, timeout=timeout, context=tls)
+            return http.client.HTTPConnection(name, port, timeout=timeout)
+        if scheme == "ssh":
+            return _SocketHTTP(partial(_command_socket, _ssh(self.address)), timeout)
         raise UsageError(f"unsupported protocol scheme {scheme!r} in the Docker host {self.address}")
 
     @property
@@ -186,6 +205,33 @@ class Contexts:
 
     def _meta(self, name: str) -> Path:
         return self.directory / "contexts/meta" / _id(name) / "meta.json"
+
+
+class _SocketHTTP(http.client.HTTPConnection):
+    """HTTP on a socket that `open` makes."""
+
+    def __init__(self, open: Callable[[float | None], socket.socket], timeout: float | None) -> None:
+        super().__init__("docker", timeout=timeout)
+        self._open = open
+
+    def connect(self) -> None:
+        self.sock = self._open(self.timeout)
+
+
+def _unix_socket(path: str, timeout: float | None) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(timeout)
+    sock.connect(path)
+    return sock
+
+
+def _command_socket(argv: list[str], timeout: float | None) -> socket.socket:
+    """A socket whose other end is a program's standard streams; the program ends when it is closed."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL, start_new_session=True)
+    ours.settimeout(timeout)
+    return ours
 
 
 def _id(name: str) -> str:

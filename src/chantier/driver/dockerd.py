@@ -46,32 +46,75 @@ async def upgrade(
     host: Host, path: str, headers: Iterable[tuple[str, str]] = (), *, protocol: str = "h2c", body: bytes = b""
 ) -> Upgraded:
     """POST `path` and take the connection over. Raises ChantierError if the engine is not there or will not."""
+    wanted = [("Connection", "Upgrade"), ("Upgrade", protocol), *headers]
+    if body:
+        wanted.append(("Content-Type", "application/json"))
+    stream, answer = await _exchange(host, "POST", path, wanted, body)
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    first = head.split(b"\r\n", 1)[0].decode("latin-1")
+    if first.split(" ")[1:2] != ["101"]:
+        await stream.close()
+        raise _refused(host, path, first, rest)
+    return Upgraded(stream, rest)
+
+
+async def request(host: Host, method: str, path: str) -> bytes:
+    """A small request with a small answer. Raises ChantierError; `transient` if the engine is not there."""
+    stream, answer = await _exchange(host, method, path, [("Connection", "close")], b"")
     try:
-        stream = await host.connect()
-    except OSError as err:
-        raise _unreachable(host, err.strerror or str(err)) from err
-    lines = [f"POST {path} HTTP/1.1", f"Host: {host.authority}", "Connection: Upgrade", f"Upgrade: {protocol}"]
-    lines += [f"{name}: {value}" for name, value in headers]
+        async with asyncio.timeout(_ANSWER_S):
+            while data := await stream.read():
+                answer += data
+    except (OSError, TimeoutError) as err:
+        raise _unreachable(host, f"no answer to {path}") from err
+    finally:
+        await stream.close()
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    first = head.split(b"\r\n", 1)[0].decode("latin-1")
+    if b"\ntransfer-encoding: chunked" in head.lower():
+        rest = _unchunk(rest)
+    if not first.split(" ")[1:2][0].startswith("2"):
+        raise _refused(host, path, first, rest)
+    return rest
+
+
+async def _exchange(
+    host: Host, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes
+) -> tuple[ByteStream, bytes]:
+    """The connection, and what came of the answer, its head at the least."""
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            stream = await host.connect()
+    except (OSError, TimeoutError) as err:
+        raise _unreachable(host, getattr(err, "strerror", None) or str(err) or "no answer") from err
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host.authority}", *(f"{name}: {value}" for name, value in headers)]
     head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode()
     try:
         async with asyncio.timeout(_ANSWER_S):
             await stream.write(head + body)
-            answer = await _read_head(stream)
+            return stream, await _read_head(stream)
     except (OSError, TimeoutError) as err:
         await stream.close()
         raise _unreachable(host, f"no answer to {path}") from err
     except BaseException:
         await stream.close()
         raise
-    head, _, rest = answer.partition(b"\r\n\r\n")
-    first = head.split(b"\r\n", 1)[0].decode("latin-1")
-    if first.split(" ")[1:2] != ["101"]:
-        await stream.close()
-        detail = _message(rest)
-        raise ChantierError(
-            f"the Docker engine at {host.address} answered {path} with {first}" + (f": {detail}" if detail else "")
-        )
-    return Upgraded(stream, rest)
+
+
+def _refused(host: Host, path: str, first: str, body: bytes) -> ChantierError:
+    detail = _message(body)
+    return ChantierError(f"the Docker engine at {host.address} answered {path} with {first}" + (f": {detail}" if detail else ""))
+
+
+def _unchunk(body: bytes) -> bytes:
+    out = b""
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        length = int(size.split(b";")[0] or b"0", 16)
+        if not length:
+            break
+        out, body = out + body[:length], body[length + 2 :]
+    return out
 
 
 async def _read_head(stream: ByteStream) -> bytes:
@@ -113,4 +156,4 @@ def client_of(host: Host) -> Client:
     return Client(Channel.over(connect, name=host.address), attach=attach)
 
 
-__all__ = ["Upgraded", "client_of", "upgrade"]
+__all__ = ["Upgraded", "client_of", "request", "upgrade"]

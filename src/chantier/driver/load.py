@@ -10,21 +10,23 @@ import asyncio
 import http.client
 import json
 import os
-import socket
 from collections.abc import Mapping
 
 from chantier.errors import ChantierError, UsageError
 
+from .context import DEFAULT, DEFAULT_HOST, Contexts, Host
+
 _CONNECT_S = 5.0
 
 
-def find_engine(env: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """(name, address) of the engine that answers: `unix:///…` or `tcp://…`. Raises UsageError naming all that were tried."""
+def find_engine(env: Mapping[str, str] = os.environ, *, context: str = "") -> tuple[str, Host]:
+    """Name and place of the engine that answers; `context` names a docker context. Raises UsageError naming all that were tried."""
     tried = []
-    for name, address in _candidates(env):
-        problem = _ping(address)
+    for name, address in [("docker", context)] if context else _candidates(env):
+        host = _host(name, address, env)
+        problem = _ping(host)
         if problem is None:
-            return name, address
+            return name, host
         tried.append(f"{name} at {address}: {problem}")
     raise UsageError(
         "no engine to load the image into: " + "; ".join(tried),
@@ -34,8 +36,11 @@ def find_engine(env: Mapping[str, str] = os.environ) -> tuple[str, str]:
 
 def _candidates(env: Mapping[str, str]) -> list[tuple[str, str]]:
     if env.get("DOCKER_HOST"):
-        return [("docker", env["DOCKER_HOST"])]
-    found = [("docker", "unix:///var/run/docker.sock")]
+        return [("docker", DEFAULT)]
+    current = Contexts(env).current()
+    if current != DEFAULT:
+        return [("docker", current)]
+    found = [("docker", DEFAULT_HOST)]
     runtime = env.get("XDG_RUNTIME_DIR")
     if runtime:
         found.append(("docker", f"unix://{runtime}/docker.sock"))
@@ -47,30 +52,14 @@ def _candidates(env: Mapping[str, str]) -> list[tuple[str, str]]:
     return found
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float | None) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+def _host(name: str, address: str, env: Mapping[str, str]) -> Host:
+    """A docker address of the environment comes with the certificates of the environment."""
+    return Contexts(env).resolve(address) if name == "docker" else Host(address=address)
 
 
-def _connection(address: str, timeout: float | None) -> http.client.HTTPConnection:
-    scheme, _, rest = address.partition("://")
-    if scheme == "unix":
-        return _UnixConnection(rest, timeout)
-    if scheme == "tcp":
-        host, _, port = rest.rstrip("/").partition(":")
-        return http.client.HTTPConnection(host, int(port or 2375), timeout=timeout)
-    raise UsageError(f"cannot load into an engine at {address}", hint="unix:// and tcp:// addresses are understood")
-
-
-def _ping(address: str) -> str | None:
+def _ping(host: Host) -> str | None:
     try:
-        connection = _connection(address, _CONNECT_S)
+        connection = host.http(_CONNECT_S)
         connection.request("GET", "/_ping")
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as err:
@@ -81,9 +70,9 @@ def _ping(address: str) -> str | None:
 class EngineSink:
     """A session.FileSink whose bytes are loaded into an engine; `close` waits until the engine says the image is in."""
 
-    def __init__(self, name: str, address: str) -> None:
+    def __init__(self, name: str, host: Host) -> None:
         self.name = name
-        self._connection = _connection(address, None)
+        self._connection = host.http(None)
         self._started = False
         self.loaded = ""  # what the engine answered: "Loaded image: NAME"
 
@@ -133,3 +122,14 @@ class EngineSink:
 
     async def abort(self) -> None:
         self._connection.close()
+
+
+def takes_oci(host: Host) -> bool:
+    """Whether the engine keeps images as they are (the containerd image store): it then loads OCI archives and indexes."""
+    try:
+        connection = host.http(_CONNECT_S)
+        connection.request("GET", "/info")
+        info = json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError):
+        return False  # an old form always works
+    return ["driver-type", "io.containerd.snapshotter.v1"] in (info.get("DriverStatus") or [])

@@ -14,6 +14,7 @@ from chantier.client import Offer
 from chantier.session.local import LocalSession, SecretSource, Target
 from chantier.session.types import Credentials
 
+from .context import Host
 from .load import EngineSink, find_engine
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def open_session(offer: Offer, env: Mapping[str, str], stack: ExitStack) -> Loca
     outputs: list[Target] = []
     for output in offer.outputs:
         if output.load:
-            name, address = find_engine(env)
-            outputs.append(partial(_loading, name, address))
+            name, host = find_engine(env, context=output.attrs.get("context", ""))
+            outputs.append(partial(_loading, name, host))
         elif output.dest == "-":
             outputs.append(sys.stdout.buffer)
         else:
@@ -72,8 +73,8 @@ def offered(offer: Offer, session: LocalSession) -> Offered:
     return Offered(session, directories=trees, delete=delete, stores=stores)
 
 
-def _loading(name: str, address: str, metadata: Mapping[str, str]) -> EngineSink:
-    return EngineSink(name, address)
+def _loading(name: str, host: Host, metadata: Mapping[str, str]) -> EngineSink:
+    return EngineSink(name, host)
 
 
 __all__ = ["offered", "open_session"]

@@ -1,67 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds on one daemon that runs already, reached by an address."""
+"""The driver `remote`: a daemon that somebody else runs, reached by an address (builders.md 2.8)."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from chantier.client import BuildResult, Prepared
-from chantier.client.client import Client
-from chantier.errors import CancelledError_, ChantierError, SolveError
-from chantier.progress import Reporter
+from chantier.errors import ChantierError, UsageError
+from chantier.progress import Reporter, step
 
-from .dial import NO_CERTIFICATES, Certificates, channel_to
-from .offer import offered, open_session
-from .running import Running, result_of
+from .dial import NO_CERTIFICATES, Certificates, channel_to, check_address
+from .group import Node
+from .node import INACTIVE, RUNNING, Driver, check_opts
 
+if TYPE_CHECKING:
+    from chantier.client.client import Client
 
-class Remote(Running):
-    """`address` is one of `dial`'s. Connects at the first build."""
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        certificates: Certificates = NO_CERTIFICATES,
-        env: Mapping[str, str] = os.environ,
-    ) -> None:
-        super().__init__()
-        self.address = address
-        self.heading = f'building with "{address}" instance using remote driver'
-        self.title = f"remote:{address}"
-        self.place = "remote/remote0"
-        self._certificates = certificates
-        self._env = env
-        self._client: Client | None = None
-
-    async def client(self) -> Client:
-        if self._client is None:
-            self._client = Client(channel_to(self.address, certificates=self._certificates, env=self._env))
-        return self._client
-
-    async def aclose(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
-
-    async def abuild(self, prepared: Prepared, reporter: Reporter) -> BuildResult:
-        return await build_on(await self.client(), prepared, reporter, self._env)
+_WAIT_S = 20.0
+_PROBE_S = 10.0
+_OPTS = ("cacert", "cert", "default-load", "key", "servername")
 
 
-async def build_on(client: Client, prepared: Prepared, reporter: Reporter, env: Mapping[str, str]) -> BuildResult:
-    """One build on one daemon. Raises SolveError."""
-    with ExitStack() as stack:
-        session = await asyncio.to_thread(open_session, prepared.offer, env, stack)
-        try:
-            answer = await client.solve(prepared.call, offered(prepared.offer, session), reporter)
-        except CancelledError_:
-            raise
-        except ChantierError as err:
-            raise SolveError(f"failed to solve: {err}", err) from err
-    return result_of(prepared.call.ref, dict(answer.response), dict(answer.metadata))
+class Remote(Driver):
+    KIND = "remote"
+
+    def __init__(self, builder: str, node: Node, *, env: Mapping[str, str] = os.environ) -> None:
+        """Raises UsageError for options, flags and files that a daemon of somebody else's cannot have."""
+        super().__init__(builder, node, env=env)
+        if node.files:
+            raise UsageError("setting config file is not supported for remote driver")
+        if node.flags:
+            raise UsageError("setting buildkit flags is not supported for remote driver")
+        check_address(node.endpoint)
+        self.certificates = certificates_of(node)
+
+    async def client(self, *, sticky: str = "") -> Client:
+        from chantier.client.client import Client
+
+        return Client(channel_to(self.node.endpoint, certificates=self.certificates, env=self.env))
+
+    async def status(self) -> str:
+        async with await self.client() as client:
+            try:
+                await client.workers(timeout_s=_PROBE_S)
+            except ChantierError:
+                return INACTIVE  # whatever the reason: upstream calls nobody else's daemon an error
+        return RUNNING
+
+    async def boot(self, reporter: Reporter) -> None:
+        async with await self.client() as client:
+            try:  # the common case shows nothing
+                await client.version(timeout_s=1)
+            except ChantierError as err:
+                if not err.transient and err.grpc_code != 4:  # a deadline: somebody may be starting
+                    raise
+            else:
+                return
+            with step(reporter, "[internal] waiting for connection"):
+                await client.wait(timeout_s=_WAIT_S)
 
 
-__all__ = ["Remote", "build_on"]
+def certificates_of(node: Node) -> Certificates:
+    opts = node.opts
+    check_opts(Remote.KIND, opts, _OPTS)
+    tls = {name: opts[name] for name in ("cacert", "cert", "key") if name in opts}
+    for name, path in tls.items():
+        if not os.path.isabs(path):
+            raise UsageError(f"non-absolute path '{path}' provided for {name}")
+    server_name = opts.get("servername", "")
+    if not tls and not server_name:
+        return NO_CERTIFICATES
+    missing = [] if "cacert" in tls else ["cacert"]
+    if ("cert" in tls) != ("key" in tls):
+        missing.append("key" if "cert" in tls else "cert")
+    if missing:
+        raise UsageError(f"tls enabled, but missing keys {', '.join(missing)}")
+    return Certificates(
+        ca=Path(tls["cacert"]),
+        cert=Path(tls["cert"]) if "cert" in tls else None,
+        key=Path(tls["key"]) if "key" in tls else None,
+        server_name=server_name or urlsplit(node.endpoint).hostname or "",
+    )
+
+
+__all__ = ["Remote", "certificates_of"]

@@ -19,11 +19,17 @@ class Running:
     title = ""  # what a terminal shows beside the counter
     place = "embedded/embedded0"  # BUILDER/NODE, before the id of a build
 
+    without_output = ""  # how the warning about that goes on
     config: Config  # what the engine's log is written by here
 
     def __init__(self) -> None:
         self.config = Config()
         self._runner: asyncio.Runner | None = None
+
+    @property
+    def default_output(self) -> str:
+        """What a build makes that names no output: "image", "docker" (loaded), or "" for nothing."""
+        return ""
 
     def __enter__(self) -> Self:
         return self
