@@ -13,6 +13,9 @@ manifests over 4 MiB, basic credentials over plain HTTP to a token server of a r
 Debug logging goes to the logger `chantier.registry`, with BuildKit's messages; fields stand in `record.fields`.
 Each request says `User-Agent: chantier/VERSION`.
 
+A host that cost its time limit is passed over for a while (`breaker`), trust and proxies are one `Network` for all that the
+engine does, and `explain` says of a reference where it would come from and why.
+
 Three names to know: `Registries`, `Registry`, `AuthFile` (docker's config.json and credential helpers).
 """
 
@@ -23,29 +26,46 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .auth_file import AuthFile, Login
+    from .breaker import Breakers, HostState, Memory
     from .client import Registry
+    from .explanation import Explanation, explain
     from .hosts import Capability, Host, Peer, hosts_for
-    from .limits import Limiter, Limits
+    from .limits import Limiter, Limits, Traffic
+    from .network import Network
+    from .ratelimit import RateLimit, span
     from .retry import RetryPolicy
-    from .shared import Registries
-    from .types import BlobWriter, Credentials, Fetched, Resolved
+    from .shared import Registries, Status
+    from .types import BlobWriter, Credentials, Fetched, Resolved, Served
+    from .web import Web
 
 _HOME = {
     "AuthFile": "auth_file",
     "BlobWriter": "types",
+    "Breakers": "breaker",
     "Capability": "hosts",
     "Credentials": "types",
+    "Explanation": "explanation",
     "Fetched": "types",
     "Host": "hosts",
+    "HostState": "breaker",
     "Limiter": "limits",
     "Limits": "limits",
     "Login": "auth_file",
+    "Memory": "breaker",
+    "Network": "network",
     "Peer": "hosts",
+    "RateLimit": "ratelimit",
     "Registries": "shared",
     "Registry": "client",
     "Resolved": "types",
     "RetryPolicy": "retry",
+    "Served": "types",
+    "Status": "shared",
+    "Traffic": "limits",
+    "Web": "web",
+    "explain": "explanation",
     "hosts_for": "hosts",
+    "span": "ratelimit",
 }
 
 
@@ -59,17 +79,29 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "AuthFile",
     "BlobWriter",
+    "Breakers",
     "Capability",
     "Credentials",
+    "Explanation",
     "Fetched",
     "Host",
+    "HostState",
     "Limiter",
     "Limits",
     "Login",
+    "Memory",
+    "Network",
     "Peer",
+    "RateLimit",
     "Registries",
     "Registry",
     "Resolved",
     "RetryPolicy",
+    "Served",
+    "Status",
+    "Traffic",
+    "Web",
+    "explain",
     "hosts_for",
+    "span",
 ]

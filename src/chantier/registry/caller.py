@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from urllib.parse import urljoin, urlsplit
@@ -61,6 +62,7 @@ class Caller:
         self.breakers = breakers
         self._peer_for = peer_for
         self.trace = trace
+        self.observer: Callable[[Request, Response, float], None] | None = None  # told of each exchange and its seconds
 
     def choose(self, hosts: Sequence[Host], failures: Failures) -> list[Host]:
         """Those to ask, in order: without the ones whose breaker is open, unless there are no others."""
@@ -254,7 +256,10 @@ class Caller:
         authority = urlsplit(request.url).netloc
         headers = {"user-agent": self._transport.user_agent, **request.headers}
         self.trace.request(request.method, request.url, headers, authority)
+        began = time.monotonic()
         response = self._transport.send(request, peer, cancelled=cancelled)
+        if self.observer is not None:
+            self.observer(request, response, time.monotonic() - began)
         self.trace.response(response.line, response.headers.items(), authority)
         if response.status == 401:
             self.trace.debug("Unauthorized", {"header": response.headers.get("www-authenticate", ""), "host": authority})

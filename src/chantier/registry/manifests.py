@@ -37,8 +37,11 @@ def pull_scope(host: Host, ref: Reference) -> tuple[str, ...]:
     return (f"repository:{host.prefix}{ref.path}:pull",)
 
 
-def resolve(caller: Caller, hosts: Sequence[Host], ref: Reference, cancelled: Cancelled) -> Resolved:
-    """HEAD at each host until one knows `ref`; by digest the blobs are asked too, after all manifests."""
+def resolve(caller: Caller, hosts: Sequence[Host], ref: Reference, cancelled: Cancelled, *, persist: bool = True) -> Resolved:
+    """HEAD at each host until one knows `ref`; by digest the blobs are asked too, after all manifests.
+
+    Without `persist` not even the last host is asked again.
+    """
     paths = [f"manifests/{ref.object}"] + ([f"blobs/{ref.digest}"] if ref.digest else [])
     failures = Failures()
     hosts = caller.choose(hosts, failures)
@@ -46,7 +49,7 @@ def resolve(caller: Caller, hosts: Sequence[Host], ref: Reference, cancelled: Ca
     for number, (host, path) in enumerate(tries):
         last = number == len(tries) - 1 or (bool(ref.digest) and number == len(hosts) - 1)
         try:
-            return _head(caller, host, ref, path, last=last, cancelled=cancelled)
+            return _head(caller, host, ref, path, last=last and persist, cancelled=cancelled)
         except (RegistryError, NotFoundError, IntegrityError) as err:
             failures.add(host.name, err, _priority(err))
             caller.passed_over(host, err, last=number == len(tries) - 1)

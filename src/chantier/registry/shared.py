@@ -82,9 +82,8 @@ class Registries:
         settings = Settings.of(config)
         with self._mutex:
             self._settings = settings
-        default = config.system.max_registry_concurrency
         self.limiter.configure(
-            lambda domain: Limits.of(settings.tables.of(domain).extra, default),
+            lambda domain: Limits.of(settings.tables.of(domain).extra, settings.concurrency),
             everywhere=config.chantier.network.max_requests,
         )
 
@@ -183,14 +182,16 @@ class Registries:
 class Settings:
     """The registry part of one config."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, *, concurrency: int = 4) -> None:
         self.tables = tables
         self.logins = Logins(tables)
+        self.concurrency = concurrency  # where a registry has no number of its own
 
     @classmethod
     def of(cls, config: Config) -> Settings:
         ours = config.chantier
-        return cls(Tables(registries=config.registries, extras=ours.registries, network=Network.of(ours.network)))
+        tables = Tables(registries=config.registries, extras=ours.registries, network=Network.of(ours.network))
+        return cls(tables, concurrency=config.system.max_registry_concurrency)
 
     def hosts(self, domain: str, *, insecure: bool = False) -> tuple[Host, ...]:
         return hosts_of(domain, self.tables, insecure=insecure)

@@ -402,6 +402,7 @@ def _make_pool(peer: Peer | None, proxy: str | None) -> urllib3.PoolManager:
     if peer is not None:
         common["ssl_context"] = context_for(peer)
         if peer.insecure:
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the config asked for it
             common |= {"cert_reqs": "CERT_NONE", "assert_hostname": False}
     if proxy is None:
         manager = urllib3.PoolManager(**common)
