@@ -16,7 +16,7 @@ from chantier.op.run_key import cache_mounts_to_clear, clear_cache_mounts
 from chantier.op.worker import threaded
 from chantier.pb import fsutil_pb2
 from chantier.pb import ops_pb2 as pb
-from chantier.progress import Reporter, Silent, Warning, step
+from chantier.progress import Reporter, Silent, Step, Warning, step
 from chantier.snapshot import mounted
 from chantier.solver import Built
 from chantier.spec import Platform, Reference
@@ -150,19 +150,22 @@ class EngineBridge:
     ) -> ResolvedImage:
         wanted = platform or self.engine.platforms[0]
         reporter: Reporter = self._reporter if log_name else Silent()
-        with step(reporter, log_name or f"resolve image config for docker-image://{ref}"):
+        with step(reporter, log_name or f"resolve image config for docker-image://{ref}") as shown:
             try:
-                return await self._resolve(ref, wanted, mode, store)
+                return await self._resolve(ref, wanted, mode, store, shown)
             except ChantierError as err:
                 raise err.reworded(f"failed to resolve source metadata for {ref}: {err.brief}") from err.__cause__
 
-    async def _resolve(self, ref: str, platform: Platform, mode: str, store: OciStore | None) -> ResolvedImage:
+    async def _resolve(self, ref: str, platform: Platform, mode: str, store: OciStore | None, shown: Step) -> ResolvedImage:
         if store is not None:
             found = await self.engine.layouts.resolve(Reference.parse(ref), platform, store.store, self.sessions)
         else:
             found = await self.engine.images.resolve(
                 Reference.parse(ref).with_default_tag(), platform, mode=mode, sessions=self.sessions
             )
+            if found.seen is not None:
+                said = f"{ref} is {found.digest} as {found.seen.host} said {found.seen.age()}; no registry was asked\n"
+                shown.log(said.encode(), 2)
         return ResolvedImage(ref=ref, digest=str(found.digest), config=found.config)
 
     async def resolve_source(self, source: pb.SourceOp, *, log_name: str = "", return_object: bool = False) -> SourceMeta:

@@ -8,8 +8,10 @@ names the result at the end.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextvars
 import hashlib
+import json
 from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from .engine import Engine
 
+SERVED = "chantier.registry.blobs"
 ENTITLEMENTS = ("network.host", "security.insecure", "device")
 T = TypeVar("T")
 
@@ -62,14 +65,27 @@ class Build:
             self.engine, self.job, sessions=self.sessions, reporter=self.reporter, entitlements=self._entitlements
         )
         self._context = contextvars.copy_context()
-        await self.job.__aenter__()
+        self.engine.registries.begin(self._owner, offline=self.request.attrs.get("image-resolve-mode") == "never")
+        try:
+            await self.job.__aenter__()
+        except BaseException:
+            self.engine.registries.end(self._owner)
+            raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
         try:
             await self.bridge.close()
         finally:
-            await self.job.__aexit__(kind, err, tb)
+            try:
+                await self.job.__aexit__(kind, err, tb)
+            finally:
+                self.engine.registries.end(self._owner)
+
+    @property
+    def _owner(self) -> str:
+        """By which name the registries know this build: as `Engine.registry_for` gives it."""
+        return str(getattr(self.session, "id", ""))
 
     async def within(self, work: Coroutine[Any, Any, T]) -> T:
         """Run something in the build's context: what the store finds or makes is held by the build, whoever calls."""
@@ -96,7 +112,24 @@ class Build:
             answers = await self._export(await _evaluate(result))
         response = {key: value for answer in answers for key, value in answer.items()}
         response |= {key: value.decode() for key, value in result.metadata.items() if key.startswith("frontend.")}
+        if served := self._served():
+            response[SERVED] = served
         return SolveResult(ref=self.request.ref, response=response, metadata=result.metadata, answers=tuple(answers))
+
+    def _served(self) -> str:
+        """Which host served each document and layer that this build had to fetch: JSON by digest, in base64 as BuildKit does."""
+        found = {
+            one.digest: {
+                "host": one.host,
+                "repository": one.repository,
+                "mediaType": one.media_type,
+                "bytes": one.size,
+                "seconds": round(one.seconds, 4),
+                "resumed": one.resumed,
+            }
+            for one in self.engine.registries.served(self._owner)
+        }
+        return base64.b64encode(json.dumps(found, separators=(",", ":")).encode()).decode() if found else ""
 
     async def _export(self, what: Exportable) -> list[Response]:
         answers: list[Response] = [{} for _ in self._exporters]

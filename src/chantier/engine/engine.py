@@ -28,6 +28,7 @@ from chantier.store import Db, Disk, Policy, Root, UsageRecord
 from .credentials import Credentials
 from .fetch import RegistryFetcher
 from .gc import collect
+from .notes import Notes
 from .ops import Ops
 from .platforms import emulated
 from .request import SolveRequest, SolveResult
@@ -102,7 +103,9 @@ class Engine:
                 parallelism=self.config.worker_oci.max_parallelism,
                 registries=self.registries,
             )
-            self.images = ImageResolver(self.worker, self.registry_for)
+            notes = Notes(self._root.db)
+            self.registries.breakers.remember_in(notes)
+            self.images = ImageResolver(self.worker, self.registry_for, notes)
             self.layouts = LayoutResolver(self.worker, self._loop)
             fetcher.layouts = self.layouts
         except BaseException:
@@ -141,9 +144,12 @@ class Engine:
         self.registries.close()
 
     def reconfigure(self, config: Config) -> None:
-        """Take over registries, limits, entitlements and the rules of garbage collection. Running builds keep what they have."""
-        self.config = self.worker.config = config
+        """Take over registries, limits, entitlements and the rules of garbage collection. Running builds keep what they have.
+
+        Raises ConfigError where a file that the config names cannot be used: then everything stays as it was.
+        """
         self.registries.reload(config)
+        self.config = self.worker.config = config
         self.worker.slots.resize(config.worker_oci.max_parallelism)
         if self.allowed_entitlements is not None:
             self.allowed_entitlements = frozenset(config.entitlements)

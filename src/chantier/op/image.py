@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from chantier.cache import LayerSource, Ref
-from chantier.errors import IntegrityError, NotFoundError, UsageError
+from chantier.errors import IntegrityError, NotFoundError, RegistryError, UsageError
 from chantier.llb.definition import LoadedVertex, platform_of
 from chantier.solver.types import CacheMap, JobContext
 from chantier.spec import (
@@ -36,6 +37,49 @@ from chantier.spec import (
 from .worker import Worker, threaded
 
 _MAX_CONFIG_BYTES = 8 << 20
+_FROM_MEMORY = ("local", "never")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a reference meant when a registry was last asked; `at` in seconds since the epoch."""
+
+    digest: Digest
+    media_type: str
+    host: str
+    at: float
+
+    def age(self) -> str:
+        """`3 days ago`, for people."""
+        seconds = max(0.0, time.time() - self.at)
+        for name, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+            if seconds >= size:
+                count = int(seconds // size)
+                return f"{count} {name}{'s' if count > 1 else ''} ago"
+        return "just now"
+
+
+class Known(Protocol):
+    """The engine's memory of references and of the documents they lead to. A miss is None; writing never fails a build."""
+
+    def find(self, reference: str) -> Seen | None: ...
+    def saw(self, reference: str, digest: str, media_type: str, host: str) -> None: ...
+    def document(self, digest: str) -> bytes | None: ...
+    def keep(self, digest: str, media_type: str, data: bytes) -> None: ...
+
+
+class _Forgetful:
+    def find(self, reference: str) -> Seen | None:
+        return None
+
+    def saw(self, reference: str, digest: str, media_type: str, host: str) -> None:
+        return None
+
+    def document(self, digest: str) -> bytes | None:
+        return None
+
+    def keep(self, digest: str, media_type: str, data: bytes) -> None:
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +94,7 @@ class ResolvedImage:
     manifest_digest: Digest
     manifest: Manifest
     config: bytes
+    seen: Seen | None = None  # from memory: no registry was asked what the reference means
 
     @property
     def diff_ids(self) -> tuple[Digest, ...]:
@@ -58,33 +103,41 @@ class ResolvedImage:
 
 
 class ImageResolver:
-    """Resolves references for one engine. Equal questions asked at the same time are asked once."""
+    """Resolves references for one engine. Equal questions asked by one build at the same time are asked once.
 
-    def __init__(self, worker: Worker, registry_for: Callable[[Sequence[Any]], Any]) -> None:
+    Modes: `default` and `pull` ask a registry what a tag means; `local` (--pull=missing) takes what is remembered and asks
+    for the rest; `never` asks nobody.
+    """
+
+    def __init__(self, worker: Worker, registry_for: Callable[[Sequence[Any]], Any], known: Known | None = None) -> None:
         self._worker = worker
         self._registry_for = registry_for
-        self._running: dict[tuple[str, Platform, str], asyncio.Task[ResolvedImage]] = {}
+        self._known: Known = known or _Forgetful()
+        self._running: dict[tuple[str, Platform, str, str], asyncio.Task[ResolvedImage]] = {}
 
     async def resolve(
         self, ref: Reference, platform: Platform, *, mode: str = "default", sessions: Sequence[Any] = ()
     ) -> ResolvedImage:
         """Raises NotFoundError `no match for platform in manifest: not found`, RegistryError and its kin."""
-        key = (str(ref), platform, mode)
+        # Another build may have another login, or none.
+        key = (str(ref), platform, mode, str(getattr(sessions[0], "id", "")) if sessions else "")
         task = self._running.get(key)
         if task is None:
-            task = asyncio.create_task(threaded(lambda cancelled: self._resolve(ref, platform, sessions)))
+            task = asyncio.create_task(threaded(lambda cancelled: self._resolve(ref, platform, mode, sessions)))
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(task)
 
-    def _resolve(self, ref: Reference, platform: Platform, sessions: Sequence[Any]) -> ResolvedImage:
-        registry = self._registry_for(sessions)
+    def _resolve(self, ref: Reference, platform: Platform, mode: str, sessions: Sequence[Any]) -> ResolvedImage:
+        registry = _Nobody(ref) if mode == "never" else self._registry_for(sessions)
+        seen: Seen | None = None
         if ref.digest and (kept := self._kept(Digest.parse(ref.digest))) is not None:
             digest, data, media_type = Digest.parse(ref.digest), kept, ""
+        elif mode in _FROM_MEMORY and (remembered := self._remembered(ref)) is not None:
+            seen, data = remembered
+            digest, media_type = seen.digest, seen.media_type
         else:
-            found = registry.resolve(ref)
-            digest, media_type = found.descriptor.digest, found.descriptor.media_type
-            data = found.data or self._document(registry, ref, found.descriptor)
+            digest, data, media_type = self._asked(registry, ref)
         document = parse_manifest(data, media_type)
         manifest_digest = digest
         if isinstance(document, Index):
@@ -94,7 +147,30 @@ class ImageResolver:
             if not isinstance(document, Manifest):
                 raise IntegrityError(f"{ref}: an index inside an index is not an image")
         config = self._document(registry, ref, document.config)
-        return ResolvedImage(reference=ref, digest=digest, manifest_digest=manifest_digest, manifest=document, config=config)
+        return ResolvedImage(
+            reference=ref, digest=digest, manifest_digest=manifest_digest, manifest=document, config=config, seen=seen
+        )
+
+    def _remembered(self, ref: Reference) -> tuple[Seen, bytes] | None:
+        seen = self._known.find(str(ref))
+        data = self._kept(seen.digest) if seen is not None else None
+        return (seen, data) if seen is not None and data is not None else None
+
+    def _asked(self, registry: Any, ref: Reference) -> tuple[Digest, bytes, str]:
+        try:
+            found = registry.resolve(ref)
+        except RegistryError as err:
+            if err.transient and (remembered := self._remembered(ref)) is not None:
+                seen = remembered[0]
+                hint = f"{ref.familiar()} was {seen.digest} {seen.age()}: build with --pull=missing to use that"
+                err.hint = f"{err.hint}; {hint}" if err.hint else hint
+            raise
+        descriptor = found.descriptor
+        if found.data is not None:
+            self._known.keep(descriptor.digest, descriptor.media_type, found.data)
+        data = found.data or self._document(registry, ref, descriptor)
+        self._known.saw(str(ref), descriptor.digest, descriptor.media_type, found.host)
+        return descriptor.digest, data, descriptor.media_type
 
     def _choose(self, registry: Any, ref: Reference, index: Index, platform: Platform) -> Descriptor:
         usable = []
@@ -131,20 +207,42 @@ class ImageResolver:
             with store.writer() as writer:
                 writer.write(data)
                 writer.commit(descriptor.digest, len(data))
+            self._known.keep(descriptor.digest, descriptor.media_type, bytes(data))
             return bytes(data)
         with store.writer() as writer:
             registry.fetch_blob(ref, descriptor, writer)
             writer.commit(descriptor.digest, descriptor.size)
-        return self._kept(descriptor.digest) or b""
+        data = self._kept(descriptor.digest) or b""
+        self._known.keep(descriptor.digest, descriptor.media_type, data)
+        return data
 
     def _kept(self, digest: Digest) -> bytes | None:
         store = self._worker.cache.blobs
         info = store.stat(digest)
         if info is None or info.size > _MAX_CONFIG_BYTES:
-            return None
+            return self._known.document(digest)
         with store.open(digest) as file:
             data = file.read()
         return data if digest_of(data) == digest or digest.algorithm != "sha256" else None
+
+
+class _Nobody:
+    """Stands where a registry would be asked, and must not be."""
+
+    def __init__(self, ref: Reference) -> None:
+        self._ref = ref
+
+    def resolve(self, ref: Reference) -> Any:
+        raise NotFoundError(
+            f"{ref}: not known here, and pull mode never forbids to ask a registry",
+            hint="build once with --pull=missing, or give the image as an OCI layout: --build-context NAME=oci-layout://DIR",
+        )
+
+    def manifest(self, ref: Reference, digest: str) -> Any:
+        raise NotFoundError(f"{ref}: {digest} is not here, and pull mode never forbids to ask a registry")
+
+    def fetch_blob(self, ref: Reference, descriptor: Descriptor, writer: Any) -> Any:
+        self.manifest(ref, descriptor.digest)
 
 
 def choose_manifest(offered: Sequence[tuple[Platform | None, Descriptor]], platform: Platform, ref: Reference) -> Descriptor:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .shared import Registries, Settings
 
 _NONE: Mapping[str, object] = MappingProxyType({})
+OFFLINE_HINT = "build once with --pull=missing, or give the image as an OCI layout: --build-context NAME=oci-layout://DIR"
 
 
 class Registry:
@@ -39,6 +40,7 @@ class Registry:
         token: TokenFor | None = None,
         owner: str = "",
         insecure: bool = False,
+        offline: bool = False,
         fields: Mapping[str, object] = _NONE,
     ) -> None:
         self._shared = shared
@@ -47,6 +49,7 @@ class Registry:
         self._token = token
         self._owner = owner
         self._insecure = insecure
+        self._offline = offline
         self._fields = fields
         self._caller = shared.caller(settings, credentials, token, owner, fields)
 
@@ -59,6 +62,7 @@ class Registry:
             token=self._token,
             owner=self._owner,
             insecure=True,
+            offline=self._offline,
             fields=self._fields,
         )
 
@@ -71,6 +75,8 @@ class Registry:
         return self._settings.hosts(ref.domain, insecure=self._insecure)
 
     def _hosts(self, ref: Reference, capability: Capability) -> tuple[Host, ...]:
+        if self._offline and capability is not Capability.PUSH:
+            raise NotFoundError(f"{ref} is not all here, and pull mode never forbids to ask a registry", hint=OFFLINE_HINT)
         found = self.hosts(ref, capability)
         if not found:
             doing = {Capability.PULL: "pull", Capability.RESOLVE: "resolve", Capability.PUSH: "push"}[capability]

@@ -50,6 +50,7 @@ class _View:
     """What one build began with, and what it was served."""
 
     settings: Settings
+    offline: bool = False
     served: list[Served] = field(default_factory=list)
     users: int = 1
 
@@ -89,14 +90,17 @@ class Registries:
 
     # One build.
 
-    def begin(self, owner: str) -> None:
-        """From now on `owner` (a build's session) sees the config as it is now, and what it is served is written down."""
+    def begin(self, owner: str, *, offline: bool = False) -> None:
+        """From now on `owner` (a build's session) sees the config as it is now, and what it is served is written down.
+
+        `offline`: nothing is pulled for it. Ended by `end`; several builds of one session count as one.
+        """
         with self._mutex:
             view = self._views.get(owner)
             if view is not None:
                 view.users += 1
             else:
-                self._views[owner] = _View(self._settings)
+                self._views[owner] = _View(self._settings, offline)
 
     def end(self, owner: str) -> None:
         with self._mutex:
@@ -131,8 +135,19 @@ class Registries:
         `owner` names the build: places are shared out by it, and a token the build's client fetched serves it alone.
         `fields` go to its log.
         """
-        settings = self.settings(owner)
-        return Registry(self, settings, credentials=credentials, token=token, owner=owner, insecure=insecure, fields=fields)
+        with self._mutex:
+            view = self._views.get(owner) if owner else None
+            settings = view.settings if view is not None else self._settings
+        return Registry(
+            self,
+            settings,
+            credentials=credentials,
+            token=token,
+            owner=owner,
+            insecure=insecure,
+            offline=view is not None and view.offline,
+            fields=fields,
+        )
 
     def network(self, owner: str = "") -> Network:
         """Trust and proxies, for git and for steps."""
