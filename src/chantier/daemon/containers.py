@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chantier.errors import ChantierError, NotFoundError, StepError
 from chantier.pb import gateway_pb2 as pb
-from chantier.wire import GrpcError, ServerCall
+from chantier.wire import GrpcError, ServerCall, status_of
 from chantier.wire.status import ALREADY_EXISTS, INVALID_ARGUMENT, NOT_FOUND, OUT_OF_RANGE
 
 from .errors import build_status
@@ -100,12 +100,14 @@ class _Process:
         self._signals: list[int] = []
         self._background: set[asyncio.Task[None]] = set()
         # A container that is not there fails the stream, before anything of the process is told.
-        self._container = gateway.build.bridge.containers.get(init.ContainerID)
-        self._security()
+        containers = gateway.build.bridge.containers
+        try:
+            self._container = containers.get(init.ContainerID)
+        except NotFoundError as err:
+            raise status_of(err) from err
+        containers.check(0, init.Security)
+        self._was_started = False
         self.task: asyncio.Task[None] = asyncio.create_task(gateway.build.within(self._run()))
-
-    def _security(self) -> None:
-        self._gateway.build.bridge.containers.check(0, self._init.Security)
 
     # -- what the client sends
 
@@ -169,8 +171,6 @@ class _Process:
         for fd in sorted(self._fds - {0}):
             self._send(pb.ExecMessage(ProcessID=self.id, File=pb.FdMessage(Fd=fd, EOF=True)))
         self._send(pb.ExecMessage(ProcessID=self.id, Done=pb.DoneMessage()))
-
-    _was_started = False
 
     def _started(self) -> None:
         if not self._was_started:

@@ -12,12 +12,12 @@ import json
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chantier.engine import Build, CacheImport, EngineRef, FrontendResult, OciStore
-from chantier.errors import ChantierError, UsageError
+from chantier.engine import Build, CacheImport, EngineRef, ExistsError, FrontendResult, OciStore
+from chantier.errors import ChantierError, NotFoundError, UsageError
 from chantier.pb import gateway_pb2 as pb
 from chantier.pb import ops_pb2
 from chantier.spec import new_id
-from chantier.wire import Detail, GrpcError, ServerCall
+from chantier.wire import Detail, GrpcError, ServerCall, status_of
 from chantier.wire.status import INVALID_ARGUMENT, UNKNOWN
 
 from .containers import Processes
@@ -226,18 +226,24 @@ class Gateway:
         await Processes(self, call).serve()
 
     async def _new_container(self, request: pb.NewContainerRequest, call: ServerCall) -> pb.NewContainerResponse:
-        await self.build.bridge.containers.new(
-            request.ContainerID,
-            [(mount, self.ref_of(mount.resultID)) for mount in request.Mounts],
-            network=request.Network,
-            platform=request.platform if request.HasField("platform") else None,
-            hostname=request.hostname,
-            extra_hosts=list(request.extraHosts),
-        )
+        try:
+            await self.build.bridge.containers.new(
+                request.ContainerID,
+                [(mount, self.ref_of(mount.resultID)) for mount in request.Mounts],
+                network=request.Network,
+                platform=request.platform if request.HasField("platform") else None,
+                hostname=request.hostname,
+                extra_hosts=list(request.extraHosts),
+            )
+        except ExistsError as err:
+            raise status_of(err) from err
         return pb.NewContainerResponse()
 
     async def _release_container(self, request: pb.ReleaseContainerRequest, call: ServerCall) -> pb.ReleaseContainerResponse:
-        await self.build.bridge.containers.release(request.ContainerID)
+        try:
+            await self.build.bridge.containers.release(request.ContainerID)
+        except NotFoundError as err:
+            raise status_of(err) from err
         return pb.ReleaseContainerResponse()
 
     async def _read_file_container(self, request: pb.ReadFileRequest, call: ServerCall) -> pb.ReadFileResponse:

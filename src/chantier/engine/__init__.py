@@ -15,6 +15,7 @@ from chantier.store import Policy, UsageRecord
 
 from .bridge import EngineBridge, EngineRef
 from .build import Build
+from .containers import ExistsError
 from .engine import Engine
 from .request import CacheOptions, SolveRequest, SolveResult
 
@@ -26,6 +27,7 @@ __all__ = [
     "Engine",
     "EngineBridge",
     "EngineRef",
+    "ExistsError",
     "FrontendResult",
     "OciStore",
     "Policy",

@@ -110,17 +110,22 @@ class HeldContainer:
         environment = await self._op(pb.ExecOp(meta=meta, secretenv=secrets))._environment(self._job)
         process = await self._worker.threaded(lambda _cancelled: self._process(meta, environment, terminal))
         if self._first is None:
-            if signals is not None:
-                signals(lambda number: self._runtime.signal(self._id, number))
-            if resized is not None:
-                resized(lambda rows, columns: self._runtime.resize(self._id, rows, columns))
+
+            def has_started() -> None:
+                # Before that there is nobody to signal and no terminal to resize.
+                started()
+                if signals is not None:
+                    signals(lambda number: self._runtime.signal(self._id, number))
+                if resized is not None:
+                    resized(lambda rows, columns: self._runtime.resize(self._id, rows, columns))
+
             container = replace(
                 self._run._container(self._ready, environment, self._network),
                 id=self._id,
                 process=process,
                 insecure=insecure,
             )
-            work = self._runtime.run(container, output=output, stdin=stdin, started=started)
+            work = self._runtime.run(container, output=output, stdin=stdin, started=has_started)
             task = self._first = asyncio.create_task(work)
         else:
             task = asyncio.create_task(self._beside(process, output, stdin, started, resized, signals))

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLBBridge as stock clients use it: lazy refs, reading from them, containers, and the result that is returned."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from google.rpc import status_pb2
+
+from chantier.llb import image, mkfile, scratch
+from chantier.pb import gateway_pb2 as pb
+from chantier.pb import ops_pb2
+from chantier.wire import GrpcError, Stub
+
+from .conftest import BRIDGE, Chantierd, driven
+
+pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.registry]
+
+
+def tree() -> Any:
+    base = scratch().mkdir("/d").mkfile("/d/a.txt", b"hello").mkfile("/d/b.bin", b"12")
+    return base.symlink("a.txt", "/d/link").marshal()
+
+
+async def refused(work: Any) -> GrpcError:
+    with pytest.raises(GrpcError) as caught:
+        await work
+    return caught.value
+
+
+def test_a_ref_is_read_without_being_returned(daemon: Chantierd) -> None:
+    async def run() -> None:
+        async with driven(daemon) as build:
+            ref = await build.make(tree())
+            read = await build.bridge.unary("ReadFile", pb.ReadFileRequest(Ref=ref, FilePath="/d/link"))
+            assert read.Data == b"hello"
+            part = pb.ReadFileRequest(Ref=ref, FilePath="d/a.txt", Range=pb.FileRange(Offset=1, Length=3))
+            assert (await build.bridge.unary("ReadFile", part)).Data == b"ell"
+            listed = await build.bridge.unary("ReadDir", pb.ReadDirRequest(Ref=ref, DirPath="/d"))
+            assert [(e.path, e.size, e.linkname) for e in listed.entries] == [
+                ("a.txt", 5, ""), ("b.bin", 2, ""), ("link", 5, "a.txt"),
+            ]  # fmt: skip
+            assert listed.entries[2].mode == 1 << 27 | 0o777
+            some = await build.bridge.unary("ReadDir", pb.ReadDirRequest(Ref=ref, DirPath="/d", IncludePattern="*.txt"))
+            assert [e.path for e in some.entries] == ["a.txt"]
+            stat = await build.bridge.unary("StatFile", pb.StatFileRequest(Ref=ref, Path="/d"))
+            assert stat.stat.mode == 1 << 31 | 0o755
+            missing = await refused(build.bridge.unary("ReadFile", pb.ReadFileRequest(Ref=ref, FilePath="/nope")))
+            assert (missing.code, missing.message) == (2, "open /nope: no such file or directory")
+            await build.returns(ref)
+
+    asyncio.run(run())
+
+
+def test_a_definition_runs_only_when_it_is_looked_at(daemon: Chantierd) -> None:
+    async def run() -> None:
+        failing = image("alpine").run(args=["/bin/sh", "-c", "exit 9"]).root.marshal()
+        async with driven(daemon) as build:
+            ref = await build.make(failing)
+            error = await refused(build.bridge.unary("Evaluate", pb.EvaluateRequest(Ref=ref)))
+            assert error.message == 'process "/bin/sh -c exit 9" did not complete successfully: exit code: 9'
+            details = {detail.name: detail.json() for detail in error.details}
+            assert details["gatewayapi.ExitMessage"] == {"Code": 9}
+            assert details["errdefs.Solve"]["op"]["exec"]["meta"]["args"] == ["/bin/sh", "-c", "exit 9"]
+            assert details["errdefs.Vertex"]["digest"].startswith("sha256:")
+            again = await refused(build.make(failing, evaluate=True))
+            assert again.code == 2
+            await build.returns()
+            names = {v.name: v for m in await build.status for v in m.vertexes if v.HasField("completed")}
+        assert names["/bin/sh -c exit 9"].error.endswith("exit code: 9")
+
+    asyncio.run(run())
+
+
+def test_what_the_client_returns_is_the_builds_end(daemon: Chantierd) -> None:
+    async def run() -> None:
+        async with driven(daemon) as build:
+            status = status_pb2.Status(code=2, message="the frontend failed")
+            status.details.add(type_url="github.com/moby/buildkit/errdefs.Solve+json", value=b'{"inputIDs":["x"]}')
+            await build.bridge.unary("Return", pb.ReturnRequest(error=status))
+            second = await refused(build.bridge.unary("Return", pb.ReturnRequest(result=pb.Result(ref=pb.Ref()))))
+            error = await refused(build.solve)
+            assert (error.code, error.message) == (2, "the frontend failed")
+            assert [(d.name, d.json()) for d in error.details] == [("errdefs.Solve", {"inputIDs": ["x"]})]
+            assert "already set" in second.message or "no such job" in second.message
+        async with driven(daemon) as build:
+            both = await refused(build.bridge.unary("Return", pb.ReturnRequest()))
+            assert both.message == "gateway return must be either result or err"
+            unknown = await refused(build.bridge.unary("Return", pb.ReturnRequest(result=pb.Result(ref=pb.Ref(id="nope")))))
+            assert "nope" in unknown.message
+            assert not (await build.returns()).ExporterResponse
+
+    asyncio.run(run())
+
+
+def test_calls_name_their_build(daemon: Chantierd) -> None:
+    async def run() -> None:
+        async with daemon.client() as channel:
+            nobody = await refused(Stub(channel, BRIDGE).unary("Ping", pb.PingRequest()))
+            assert (nobody.code, nobody.message) == (2, "forwarding Ping: no buildid found in context")
+            other = Stub(channel, BRIDGE, metadata={"buildkit-controlapi-buildid": "xyz"})
+            unknown = await refused(other.unary("Ping", pb.PingRequest()))
+            assert (unknown.code, unknown.message) == (5, "forwarding Ping: no such job xyz")
+
+    asyncio.run(run())
+
+
+def test_ping_lists_what_works(daemon: Chantierd) -> None:
+    async def run() -> None:
+        async with driven(daemon) as build:
+            pong = await build.bridge.unary("Ping", pb.PingRequest())
+            frontend = [cap.ID for cap in pong.FrontendAPICaps]
+            llb = [cap.ID for cap in pong.LLBCaps]
+            assert frontend == sorted(frontend)
+            assert llb == sorted(llb)
+            assert all(cap.Enabled for cap in [*pong.FrontendAPICaps, *pong.LLBCaps])
+            assert {"return", "returnmap", "proto.refarray", "gateway.exec"} <= set(frontend)
+            assert {"file.base", "exec.meta.base", "source.local", "exporter.multiple"} <= set(llb)
+            assert pong.Workers[0].platforms[0].OS == "linux"
+            await build.returns()
+
+    asyncio.run(run())
+
+
+@asynccontextmanager
+async def container(daemon: Chantierd, **more: Any) -> AsyncIterator[tuple[Any, Any]]:
+    async with driven(daemon) as build:
+        ref = await build.make(image("alpine").marshal())
+        mounts = [ops_pb2.Mount(dest="/", resultID=ref)]
+        await build.bridge.unary("NewContainer", pb.NewContainerRequest(ContainerID="c", Mounts=mounts, **more))
+        async with build.bridge.stream("ExecProcess") as call:
+            yield build, call
+        await build.bridge.unary("ReleaseContainer", pb.ReleaseContainerRequest(ContainerID="c"))
+        await build.returns()
+
+
+def init(id: str, *args: str, fds: tuple[int, ...] = (0, 1, 2), **more: Any) -> pb.ExecMessage:
+    meta = ops_pb2.Meta(args=args, cwd="/", env=["PATH=/bin"])
+    return pb.ExecMessage(ProcessID=id, Init=pb.InitMessage(ContainerID="c", Meta=meta, Fds=fds, **more))
+
+
+async def outcome(call: Any, id: str) -> tuple[bytes, Any]:
+    """All that a process wrote, and its exit."""
+    out, ended = b"", None
+    while True:
+        message = await asyncio.wait_for(call.read(), 30)
+        assert message is not None
+        if message.ProcessID != id:
+            continue
+        kind = message.WhichOneof("Input")
+        if kind == "File":
+            out += message.File.Data
+        elif kind == "Exit":
+            ended = message.Exit
+        elif kind == "Done":
+            return out, ended
+
+
+def test_processes_in_a_container(daemon: Chantierd) -> None:
+    async def run() -> None:
+        async with container(daemon, hostname="box") as (build, call):
+            await call.send(init("main", "sh", "-c", "hostname; read line; echo got $line > /f; sleep 100"))
+            first = await call.read()
+            assert first.WhichOneof("Input") == "Started"
+            await call.send(pb.ExecMessage(ProcessID="main", File=pb.FdMessage(Fd=0, Data=b"word\n")))
+            await asyncio.sleep(0.3)
+            await call.send(init("other", "sh", "-c", "cat /f; echo err >&2; exit 3"))
+            out, ended = await outcome(call, "other")
+            assert out in (b"got word\nerr\n", b"err\ngot word\n")
+            assert ended.Code == 3
+            assert ended.Error.message == "exit code: 3"
+            assert json.loads(ended.Error.details[0].value) == {"Code": 3}
+            read = pb.ReadFileRequest(Ref="c", FilePath="/f")
+            assert (await build.bridge.unary("ReadFileContainer", read)).Data == b"got word\n"
+            await call.send(pb.ExecMessage(ProcessID="main", Signal=pb.SignalMessage(Name="KILL")))
+            _, ended = await outcome(call, "main")
+            assert ended.Code == 137
+
+    asyncio.run(run())
+
+
+def test_a_terminal_has_the_clients_size(daemon: Chantierd) -> None:
+    async def run() -> None:
+        async with container(daemon) as (_, call):
+            await call.send(init("t", "sh", "-c", "read x; stty size; test -t 1 && echo tty", Tty=True, fds=(0, 1)))
+            await call.send(pb.ExecMessage(ProcessID="t", Resize=pb.ResizeMessage(Rows=33, Cols=77)))
+            await asyncio.sleep(0.5)
+            await call.send(pb.ExecMessage(ProcessID="t", File=pb.FdMessage(Fd=0, Data=b"\n")))
+            out, ended = await outcome(call, "t")
+            assert b"33 77" in out
+            assert b"tty" in out
+            assert ended.Code == 0
+
+    asyncio.run(run())
+
+
+def test_mistakes_of_a_client_end_its_stream(daemon: Chantierd) -> None:
+    async def fails(message: pb.ExecMessage, code: int) -> None:
+        async with driven(daemon) as build:
+            ref = await build.make(image("alpine").marshal())
+            request = pb.NewContainerRequest(ContainerID="c", Mounts=[ops_pb2.Mount(dest="/", resultID=ref)])
+            await build.bridge.unary("NewContainer", request)
+            twice = await refused(build.bridge.unary("NewContainer", request))
+            assert twice.code == 6
+            async with build.bridge.stream("ExecProcess") as call:
+                await call.send(message)
+                error = await refused(call.read())
+            assert error.code == code, error
+            await build.returns()
+
+    async def run() -> None:
+        await fails(pb.ExecMessage(), 3)
+        unknown = init("p", "true")
+        unknown.Init.ContainerID = "other"
+        await fails(unknown, 5)
+        insecure = init("p", "true", Security=1)
+        await fails(insecure, 2)
+
+    asyncio.run(run())
+
+
+def test_a_client_that_goes_takes_its_processes_along(daemon: Chantierd) -> None:
+    import subprocess
+
+    async def run() -> None:
+        async with driven(daemon) as build:
+            ref = await build.make(image("alpine").marshal())
+            mounts = [ops_pb2.Mount(dest="/", resultID=ref)]
+            await build.bridge.unary("NewContainer", pb.NewContainerRequest(ContainerID="c", Mounts=mounts))
+            async with build.bridge.stream("ExecProcess") as call:
+                await call.send(init("p", "sleep", "9753"))
+                await call.read()
+        for _ in range(50):
+            if "sleep 9753" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout:
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError("the process outlived its client")
+
+    asyncio.run(run())
+
+
+def test_inputs_and_warnings(daemon: Chantierd) -> None:
+    async def run() -> None:
+        given = scratch().file(mkfile("/x", b"x")).marshal()
+        async with driven(daemon, FrontendInputs={"in": given}) as build:
+            inputs = await build.bridge.unary("Inputs", pb.InputsRequest())
+            assert inputs.Definitions["in"] == given
+            warning = pb.WarnRequest(digest="sha256:" + "0" * 64, level=1, short=b"careful", detail=[b"why"], url="https://x.test")
+            await build.bridge.unary("Warn", warning)
+            await build.returns()
+            found = [w for m in await build.status for w in m.warnings]
+            assert [(w.short, list(w.detail), w.url) for w in found] == [(b"careful", [b"why"], "https://x.test")]
+
+    asyncio.run(run())
