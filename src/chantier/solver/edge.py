@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import CancelledError_, ChantierError
@@ -34,7 +35,7 @@ _FAST, _SLOW, _SPENT = range(3)
 class Probe:
     """What is known by one input: the keys it has, and the keys of ours that they lead to."""
 
-    __slots__ = ("_asked", "_known", "candidates", "content", "content_links", "dep", "edge", "index", "level", "links")
+    __slots__ = ("_asked", "_known", "candidates", "climb", "content", "content_links", "dep", "edge", "index", "level", "links")
 
     def __init__(self, index: int, edge: ActiveEdge, dep: Dep, ops: Sequence[str]) -> None:
         self.index = index
@@ -45,6 +46,7 @@ class Probe:
         self.level = _FAST
         self.content = ""  # the content key, once known
         self.candidates: dict[str, int] = {}  # key -> number of the store it was found in
+        self.climb: Flight | None = None  # learning by this input alone
         self._asked: set[str] = set()
         self._known: set[tuple[str, str]] = set()
 
@@ -155,6 +157,9 @@ class ActiveEdge:
         for flight in (self._fast, self._slow, self._done):
             if flight is not None:
                 yield flight
+        for probe in self.probes:
+            if probe.climb is not None:
+                yield probe.climb
 
     @property
     def wanted(self) -> bool:
@@ -250,6 +255,13 @@ class ActiveEdge:
         lacking = [probe for probe in self.probes if not probe.candidates]
         if any(probe.level == _SPENT for probe in lacking):
             return False
+        if len(lacking) > 1:
+            # Each by itself: the result of one input must not wait until the keys of another are known.
+            for probe in lacking:
+                probe.climb = Flight(self.vertex, f"keys of input {probe.index}", partial(self._climb, probe))
+            await gather([probe.climb for probe in lacking if probe.climb is not None], by)
+            self._look()
+            return True
         todo = lacking or [probe for probe in self.probes if probe.level < _SPENT]
         if not todo:
             return False
@@ -266,12 +278,26 @@ class ActiveEdge:
         self._look()
         return True
 
+    async def _climb(self, probe: Probe) -> None:
+        """Learn by one input until something is found by it, or there is nothing left to learn."""
+        while not probe.candidates and probe.level < _SPENT:
+            if probe.level == _FAST:
+                await gather((probe.edge.slow,), probe.climb)
+            elif probe.dep.content is not None:
+                await gather((self.vertex.content_flight(probe.index),), probe.climb)
+            probe.level += 1
+            self._take_content_of(probe)
+            probe.look(self)
+
     def _take_content(self) -> None:
         for probe in self.probes:
-            digest = self.vertex.content_keys.get(probe.index)
-            if digest is not None and not probe.content:
-                probe.content = content_key_id(digest)
-                probe.level = _SPENT
+            self._take_content_of(probe)
+
+    def _take_content_of(self, probe: Probe) -> None:
+        digest = self.vertex.content_keys.get(probe.index)
+        if digest is not None and not probe.content:
+            probe.content = content_key_id(digest)
+            probe.level = _SPENT
 
     # done
 
