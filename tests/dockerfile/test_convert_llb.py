@@ -658,3 +658,21 @@ def test_options() -> None:
     assert made.sbom is not None
     assert (made.sbom.generator, dict(made.sbom.parameters)) == ("docker.io/me/scan:latest", {"x": "y"})
     assert not made.is_no_cache("x")
+
+
+# Bytes that are no text
+
+
+def test_bytes_that_are_no_utf8_are_refused_with_their_line(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_bytes(b"FROM scratch\nENV A=\xff\nRUN x \xe4\n")
+    bridge = FakeBridge({"context": tmp_path, "dockerfile": tmp_path})
+    with pytest.raises(UsageError) as caught:
+        asyncio.run(frontend({}, {}, bridge))
+    assert "not valid UTF-8 cannot be part of a build: b'" in caught.value.brief
+    assert caught.value.sources[0].ranges[0].start == 3
+
+
+def test_a_config_takes_bytes_that_are_no_utf8_as_go_does(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_bytes(b"FROM scratch\nLABEL A=\xff\n")
+    result = asyncio.run(frontend({}, {}, FakeBridge({"context": tmp_path, "dockerfile": tmp_path})))
+    assert json.loads(result.metadata["containerimage.config"])["config"]["Labels"] == {"A": "\ufffd"}

@@ -125,6 +125,7 @@ def test_json_has_the_bytes_of_go() -> None:
     assert dumps({"b": "<&>\u2028é", "a": [1, True, None]}) == b'{"b":"\\u003c\\u0026\\u003e\\u2028\xc3\xa9","a":[1,true,null]}'
     assert dumps({"b": 1, "a": 2}, sort_keys=True) == b'{"a":2,"b":1}'
     assert dumps_indent({"a": [1]}) == b'{\n  "a": [\n    1\n  ]\n}'
+    assert dumps(["a\udcff"]) == b'["a\\ufffd"]'  # a byte that is no UTF-8
 
 
 def test_ids() -> None:

@@ -3,9 +3,9 @@
 
 Promises: the language of stock frontend 1.26, with its exact error texts and build checks; errors point at lines.
 Refuses: anything that needs bytes from elsewhere; base images and files are asked of a Resolver. Names to know:
-`parse` (bytes to `Program`), `Linter` (the build checks), `to_llb` (bytes to a graph and an image config). The whole
-frontend, with contexts and subrequests, is `frontend.frontend`. The converting half is loaded when it is first named:
-who only reads Dockerfiles does not pay for protobuf.
+`parse` (bytes to `Program`; `to_text` is the way back), `Linter` (the build checks), `to_llb` (bytes to a graph and an
+image config). The whole frontend, with contexts and subrequests, is `frontend.frontend`. The converting half is loaded
+when it is first named: who only reads Dockerfiles does not pay for protobuf.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,16 @@ if TYPE_CHECKING:
     from .bridge import Bridge, Resolver
     from .convert import Converted, to_llb
     from .options import Options
+    from .printer import to_text
 
-_LAZY = {"Bridge": "bridge", "Converted": "convert", "Options": "options", "Resolver": "bridge", "to_llb": "convert"}
+_LAZY = {
+    "Bridge": "bridge",
+    "Converted": "convert",
+    "Options": "options",
+    "Resolver": "bridge",
+    "to_llb": "convert",
+    "to_text": "printer",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -44,4 +52,5 @@ __all__ = [
     "parse",
     "parse_trigger",
     "to_llb",
+    "to_text",
 ]

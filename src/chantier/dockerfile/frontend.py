@@ -166,7 +166,7 @@ async def _warn(bridge: Bridge, source: SourceMap, warnings: Sequence[LintWarnin
     for w in warnings:
         place = Source(source.filename, source.data, w.ranges)
         detail = (w.rule.description.encode(),)
-        await bridge.warn(Warning(vertex=vertex, level=1, short=str(w).encode(), detail=detail, url=w.rule.url, source=place))
+        await bridge.warn(Warning(vertex=vertex, level=1, short=str(w).encode(errors="surrogateescape"), detail=detail, url=w.rule.url, source=place))
 
 
 def _head(definition: pb.Definition) -> str:

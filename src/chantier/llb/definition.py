@@ -141,6 +141,9 @@ def validate(op: pb.Op) -> None:
             raise UsageError("invalid diff op with no lower")
         if not op.diff.HasField("upper"):
             raise UsageError("invalid diff op with no upper")
+        for side in (op.diff.lower.input, op.diff.upper.input):
+            if side >= len(op.inputs):
+                raise UsageError(f"invalid diff op: no input {side}")
     elif kind == "passthrough":
         if not op.passthrough.id:
             raise UsageError("invalid passthrough op with no id")

@@ -133,7 +133,7 @@ class RunVertex:
 
     def __post_init__(self) -> None:
         # The order of mounts is that of their targets; equal targets keep the order they were given in.
-        object.__setattr__(self, "_sorted", tuple(sorted(self.mounts, key=lambda m: m.target.encode())))
+        object.__setattr__(self, "_sorted", tuple(sorted(self.mounts, key=lambda m: m.target.encode(errors="surrogatepass"))))
 
     def inputs(self) -> Sequence[Output]:
         found: dict[int, Output] = {}

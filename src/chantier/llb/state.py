@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Unpack
 
 from chantier.errors import UsageError
@@ -208,7 +208,7 @@ class State:
 class Ran(State):
     """The root after a step; `mount` gives what the step left in a writable mount."""
 
-    vertex: RunVertex | None = None
+    vertex: RunVertex | None = field(default=None, repr=False)
 
     @property
     def root(self) -> State:

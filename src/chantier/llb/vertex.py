@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from chantier.errors import SourceRange, UsageError
+from chantier.errors import Source, SourceRange, UsageError
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Group
 from chantier.spec import Platform, digest_of, host_platform, new_id
@@ -48,6 +48,9 @@ class Output:
     slot: object = None
     platform: Platform | None = None
 
+    def __repr__(self) -> str:  # not the graph below it, in which each vertex may be reached by many ways
+        return f"<output of a {type(self.vertex).__name__}>"
+
     def real(self) -> Output | None:
         return self
 
@@ -56,7 +59,7 @@ class Output:
 class DeferredOutput:
     """An output decided when the graph is marshalled: a local directory whose used paths are known only at the end."""
 
-    make: Callable[[], State]
+    make: Callable[[], State] = field(repr=False)
     platform: Platform | None = None
     _made: tuple[Output | None] | None = field(default=None, repr=False)
 
@@ -121,12 +124,15 @@ class Writer:
         how = merge_constraints(self.base, vertex.how)
         op = pb.Op(platform=platform_to_pb(how.platform or host_platform()))
         op.constraints.CopyFrom(pb.WorkerConstraints(filter=how.filters))
-        caps = vertex.write(op, self)
+        try:
+            caps = vertex.write(op, self)
+            made = metadata(how, caps)
+        except UnicodeEncodeError as err:
+            raise _not_utf8(err, how) from None
         raw = marshal_op(op)
         digest = digest_of(raw)
         self._digests[id(vertex)] = digest
         self._kept.append(vertex)
-        made = metadata(how, caps)
         if digest in self.metadata:
             merge_metadata(self.metadata[digest], made)
         else:
@@ -186,6 +192,15 @@ class Writer:
                 )
             )
         return out
+
+
+def _not_utf8(err: UnicodeEncodeError, how: Constraints) -> UsageError:
+    """Texts of a graph are Unicode; a Dockerfile may hold other bytes, which are lone surrogates by now."""
+    shown = err.object[max(0, err.start - 20) : err.end + 20].encode(errors="surrogateescape")
+    found = UsageError(f"text that is not valid UTF-8 cannot be part of a build: {shown!r}", hint="save the file as UTF-8")
+    for location in how.locations:
+        found.at(Source(location.source.filename, location.source.data, location.ranges, location.source.language))
+    return found
 
 
 def range_to_pb(r: SourceRange) -> pb.Range:
