@@ -67,7 +67,7 @@ def test_secrets(tmp_path: Path) -> None:
     assert parse_secret("id=a", {"a": "1"}).env == "a"
     assert parse_secret("id=a,env=B", {}).env == "B"
     for bad, text in {
-        "src=x": "no such file",
+        "id=a,src=/nope": "failed to stat /nope: stat /nope: no such file",
         "id=a,foo=1": "unexpected key 'foo' in 'foo=1'",
         "id=a,type=x": 'unsupported secret type "x"',
         "id": "invalid field 'id' must be a key=value pair",
