@@ -66,27 +66,31 @@ class Chantierd:
         return dial(self.address)
 
 
-@pytest.fixture
-def start_daemon(tmp_path: Path, registry: RealRegistry, base: str) -> Iterator[Callable[..., Chantierd]]:
-    """`start_daemon("[chantier]\\nshutdown = 2", "--debug")`."""
+Start = Callable[..., Chantierd]
+
+
+def _starter(directory: Path, registry: RealRegistry) -> tuple[Start, list[Chantierd]]:
     started: list[Chantierd] = []
 
     def start(extra: str = "", *flags: str, name: str = "d", env: dict[str, str] | None = None) -> Chantierd:
-        config = write_config(tmp_path / f"{name}.toml", registry, extra)
-        log = tmp_path / f"{name}.log"
-        address = f"unix://{tmp_path}/{name}.sock"
+        config = write_config(directory / f"{name}.toml", registry, extra)
+        log = directory / f"{name}.log"
+        address = f"unix://{directory}/{name}.sock"
         argv = [
             sys.executable, "-c", "from chantier.daemon import main; raise SystemExit(main())",
-            "--config", str(config), "--root", str(tmp_path / f"{name}-root"), "--addr", address, *flags,
+            "--config", str(config), "--root", str(directory / f"{name}-root"), "--addr", address, *flags,
         ]  # fmt: skip
         with log.open("wb") as out:
             process = subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ, **(env or {})})
-        found = Chantierd(process, address, tmp_path / f"{name}-root", config, log)
+        found = Chantierd(process, address, directory / f"{name}-root", config, log)
         started.append(found)
         found.wait_for("running server on")
         return found
 
-    yield start
+    return start, started
+
+
+def _stop_all(started: list[Chantierd]) -> None:
     for one in started:
         with contextlib.suppress(Exception):
             one.stop()
@@ -95,8 +99,19 @@ def start_daemon(tmp_path: Path, registry: RealRegistry, base: str) -> Iterator[
 
 
 @pytest.fixture
-def daemon(start_daemon: Callable[..., Chantierd]) -> Chantierd:
-    return start_daemon("", "--debug")
+def start_daemon(tmp_path: Path, registry: RealRegistry, base: str) -> Iterator[Start]:
+    """`start_daemon("[chantier]\\nshutdown = 2", "--debug")`: daemons of this test's own."""
+    start, started = _starter(tmp_path, registry)
+    yield start
+    _stop_all(started)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, registry: RealRegistry, base: str) -> Iterator[Chantierd]:
+    """One for all tests of a file."""
+    start, started = _starter(tmp_path_factory.mktemp("daemon"), registry)
+    yield start("", "--debug")
+    _stop_all(started)
 
 
 @dataclass
@@ -155,4 +170,15 @@ def definition_of(state: Any) -> ops_pb2.Definition:
     return found
 
 
-__all__ = ["BRIDGE", "CONTENT", "CONTROL", "Chantierd", "GatewayBuild", "GrpcError", "definition_of", "driven", "read_all"]
+__all__ = [
+    "BRIDGE",
+    "CONTENT",
+    "CONTROL",
+    "Chantierd",
+    "GatewayBuild",
+    "GrpcError",
+    "Start",
+    "definition_of",
+    "driven",
+    "read_all",
+]

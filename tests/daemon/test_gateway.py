@@ -250,7 +250,9 @@ def test_inputs_and_warnings(daemon: Chantierd) -> None:
         async with driven(daemon, FrontendInputs={"in": given}) as build:
             inputs = await build.bridge.unary("Inputs", pb.InputsRequest())
             assert inputs.Definitions["in"] == given
-            warning = pb.WarnRequest(digest="sha256:" + "0" * 64, level=1, short=b"careful", detail=[b"why"], url="https://x.test")
+            warning = pb.WarnRequest(
+                digest="sha256:" + "0" * 64, level=1, short=b"careful", detail=[b"why"], url="https://x.test"
+            )
             await build.bridge.unary("Warn", warning)
             await build.returns()
             found = [w for m in await build.status for w in m.warnings]

@@ -70,6 +70,7 @@ class Control:
             task=asyncio.current_task(),
         )
         daemon.builds.add(build)
+        _log.debug("build started", extra={"fields": {"build": build.ref, "client": build.client, "session": request.Session}})
         record = _record(build)
         if not request.Internal:
             daemon.history.start(record)
@@ -94,6 +95,8 @@ class Control:
                 build.opened.set_exception(GrpcError(UNKNOWN, f"the build {build.ref} has ended"))
                 build.opened.exception()
             daemon.builds.remove(build)
+            took = f"{(now() - build.started_at) / 1e9:.3f}s"
+            _log.debug("build finished", extra={"fields": {"build": build.ref, "took": took}})
             await asyncio.shield(self._remember(build, record, outcome))
 
     async def _run(self, build: Running) -> SolveResult:

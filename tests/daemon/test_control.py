@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control and Content: builds, their status for early and late listeners, history, the cache, the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+import pytest
+
+from chantier.llb import image, scratch
+from chantier.pb import content_pb2, health_pb2, trace_pb2
+from chantier.pb import control_pb2 as pb
+from chantier.spec import new_id
+from chantier.wire import GrpcError, Stub
+
+from .conftest import CONTENT, CONTROL, Chantierd, driven, read_all
+
+pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.registry]
+
+
+def logged(text: str) -> Any:
+    return image("alpine").run(args=["/bin/sh", "-c", f"echo {text}; echo err >&2"]).root.marshal()
+
+
+async def solve(daemon: Chantierd, ref: str, **more: Any) -> Any:
+    async with daemon.client() as channel:
+        return await Stub(channel, CONTROL).unary("Solve", pb.SolveRequest(Ref=ref, **more), timeout_s=60)
+
+
+async def status(daemon: Chantierd, ref: str) -> list[Any]:
+    async with daemon.client() as channel:
+        return await read_all(Stub(channel, CONTROL), "Status", pb.StatusRequest(Ref=ref))
+
+
+async def history(daemon: Chantierd, **more: Any) -> list[Any]:
+    async with daemon.client() as channel:
+        return await read_all(Stub(channel, CONTROL), "ListenBuildHistory", pb.BuildHistoryRequest(EarlyExit=True, **more))
+
+
+async def blob(daemon: Chantierd, digest: str, **more: Any) -> bytes:
+    async with daemon.client() as channel:
+        found = await read_all(Stub(channel, CONTENT), "Read", content_pb2.ReadContentRequest(digest=digest, **more))
+    return b"".join(message.data for message in found)
+
+
+async def refused(work: Any) -> GrpcError:
+    with pytest.raises(GrpcError) as caught:
+        await work
+    return caught.value
+
+
+def test_a_listener_may_come_before_during_and_after(daemon: Chantierd) -> None:
+    async def run() -> None:
+        ref = new_id()
+        early = asyncio.create_task(status(daemon, ref))
+        await asyncio.sleep(0.2)
+        await solve(daemon, ref, Definition=logged("words"))
+        first = await early
+        late = await status(daemon, ref)
+        assert first == late
+        vertices = [v for m in first for v in m.vertexes]
+        digest = next(v.digest for v in vertices if "echo words" in v.name)
+        out = b"".join(entry.msg for m in first for entry in m.logs if entry.vertex == digest and entry.stream == 1)
+        assert out == b"words\n"
+        seen: set[str] = set()
+        for message in first:
+            seen |= {v.digest for v in message.vertexes}
+            assert {s.vertex for s in message.statuses} | {entry.vertex for entry in message.logs} <= seen
+        open_ones = {v.digest for v in vertices if v.HasField("started")} - {
+            v.digest for v in vertices if v.HasField("completed")
+        }
+        assert not open_ones
+
+    asyncio.run(run())
+
+
+def test_the_log_in_history_is_whole_and_readable(daemon: Chantierd) -> None:
+    async def run() -> None:
+        ref = new_id()
+        big = image("alpine").run(args=["/bin/sh", "-c", "yes 0123456789abcdef | head -n 300000"]).root.marshal()
+        await solve(daemon, ref, Definition=big)
+        shown = sum(len(entry.msg) for m in await status(daemon, ref) for entry in m.logs)
+        assert shown < 3 << 20
+        record = (await history(daemon, Ref=ref))[0].record
+        data = await blob(daemon, record.logs.digest)
+        assert len(data) == record.logs.size
+        kept, at = 0, 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<I", data, at)
+            message = pb.StatusResponse.FromString(data[at + 4 : at + 4 + length])
+            kept += sum(len(entry.msg) for entry in message.logs)
+            at += 4 + length
+        assert kept == 17 * 300000
+
+    asyncio.run(run())
+
+
+def test_history_tells_how_builds_ended(daemon: Chantierd) -> None:
+    async def run() -> None:
+        good, bad, hidden = new_id(), new_id(), new_id()
+        await solve(daemon, good, Definition=logged("one"))
+        failing = image("alpine").run(args=["/bin/false"]).root.marshal()
+        error = await refused(solve(daemon, bad, Definition=failing))
+        await solve(daemon, hidden, Definition=logged("one"), Internal=True)
+        records = {e.record.Ref: e.record for e in await history(daemon)}
+        assert hidden not in records
+        assert not records[good].HasField("error")
+        assert records[good].numCachedSteps < records[good].numTotalSteps == records[good].numCompletedSteps
+        assert records[bad].error.message == error.message
+        assert records[bad].externalError.size == len(await blob(daemon, records[bad].externalError.digest))
+        only = await history(daemon, Filter=["status==error,ref==" + bad])
+        assert [e.record.Ref for e in only] == [bad]
+        newest = await history(daemon, Limit=1)
+        assert [e.record.Ref for e in newest] == [bad]
+        assert not await history(daemon, Filter=["startedAt>1h"])
+        missing = await refused(status(daemon, hidden))
+        assert (missing.code, missing.message) == (5, f"no such job {hidden}")
+
+    asyncio.run(run())
+
+
+def test_records_are_pinned_and_deleted(daemon: Chantierd) -> None:
+    async def run() -> None:
+        ref = new_id()
+        await solve(daemon, ref, Definition=logged("two"))
+        record = (await history(daemon, Ref=ref))[0].record
+        async with daemon.client() as channel:
+            control, content = Stub(channel, CONTROL), Stub(channel, CONTENT)
+            listening = control.stream("ListenBuildHistory")
+            async with listening as call:
+                await call.send(pb.BuildHistoryRequest(Ref=ref))
+                call.close_send()
+                assert (await call.read()).type == pb.COMPLETE
+                await control.unary("UpdateBuildHistory", pb.UpdateBuildHistoryRequest(Ref=ref, Pinned=True))
+                assert (await call.read()).record.pinned
+                await control.unary("UpdateBuildHistory", pb.UpdateBuildHistoryRequest(Ref=ref, Delete=True))
+                assert (await call.read()).type == pb.DELETED
+                assert (await refused(call.read())).message == f"ref {ref} is deleted"
+            gone = await refused(content.unary("Info", content_pb2.InfoRequest(digest=record.logs.digest)))
+            assert gone.code == 5
+        assert not await history(daemon, Ref=ref)
+
+    asyncio.run(run())
+
+
+def test_buildx_probes_history(daemon: Chantierd) -> None:
+    assert asyncio.run(history(daemon, ActiveOnly=True, Ref="buildx-test-history-api-feature")) == []
+
+
+def test_requests_that_cannot_be_meant_fail_at_once(daemon: Chantierd) -> None:
+    async def run() -> None:
+        unknown = await refused(solve(daemon, new_id(), Exporters=[pb.Exporter(Type="nope")]))
+        assert unknown.message == 'exporter "nope" could not be found'
+        both = await refused(solve(daemon, new_id(), Definition=logged("x"), Frontend="dockerfile.v0"))
+        assert both.message == "cannot solve with both Definition and Frontend specified"
+        frontend = await refused(solve(daemon, new_id(), Frontend="nope.v0"))
+        assert frontend.message == "invalid frontend: nope.v0"
+        entitlement = await refused(solve(daemon, new_id(), Entitlements=["network.host"]))
+        assert entitlement.message == "granting entitlement network.host is not allowed by build daemon configuration"
+        async with driven(daemon) as build:
+            await build.make(scratch().mkdir("/x").marshal())
+            twice = await refused(solve(daemon, build.ref))
+            assert twice.message == f"job ID {build.ref} exists"
+            await build.returns()
+
+    asyncio.run(run())
+
+
+def test_an_error_points_at_its_source(daemon: Chantierd) -> None:
+    async def run() -> None:
+        definition = image("alpine").run(args=["/bin/false"]).root.marshal()
+        from chantier.llb import load
+
+        graph = load(definition)
+        failing = next(digest for digest, vertex in graph.vertices.items() if vertex.op.HasField("exec"))
+        info = definition.Source.infos.add(filename="Dockerfile", data=b"FROM alpine\nRUN false\n", language="Dockerfile")
+        assert info.filename
+        place = definition.Source.locations[failing].locations.add(sourceIndex=0).ranges.add()
+        place.start.line = place.end.line = 2
+        error = await refused(solve(daemon, new_id(), Definition=definition))
+        details = {detail.name: detail.json() for detail in error.details}
+        assert details["errdefs.Source"]["info"]["filename"] == "Dockerfile"
+        assert details["errdefs.Source"]["ranges"] == [{"start": {"line": 2}, "end": {"line": 2}}]
+        assert details["errdefs.Vertex"]["digest"] == failing
+        assert details["gatewayapi.ExitMessage"] == {"Code": 1}
+        assert "errdefs.Solve" not in details
+
+    asyncio.run(run())
+
+
+def test_a_client_that_cancels_stops_its_step(daemon: Chantierd) -> None:
+    import subprocess
+
+    async def run() -> None:
+        ref = new_id()
+        sleeping = image("alpine").run(args=["/bin/sh", "-c", "echo started; sleep 8642"]).root.marshal()
+        task = asyncio.create_task(solve(daemon, ref, Definition=sleeping))
+        async with daemon.client() as channel, Stub(channel, CONTROL).stream("Status") as call:
+            await call.send(pb.StatusRequest(Ref=ref))
+            call.close_send()
+            async for message in call:
+                if any(entry.msg == b"started\n" for entry in message.logs):
+                    break
+        task.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            if "sleep 8642" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout:
+                break
+        else:
+            raise AssertionError("the step still runs a second after it was cancelled")
+        record = (await history(daemon, Ref=ref))[0].record
+        assert record.error.message == "context canceled"
+        ends = [v for m in await status(daemon, ref) for v in m.vertexes if "sleep 8642" in v.name]
+        assert ends[-1].error.endswith("context canceled")
+
+    asyncio.run(run())
+
+
+def test_everything_can_be_released(start_daemon: Any) -> None:
+    """What BuildKit's own tests ask after each case: no history, nothing in use, nothing stored."""
+    daemon = start_daemon("[worker.oci]\ngc = false")
+
+    async def run() -> None:
+        await solve(daemon, new_id(), Definition=logged("three"))
+        async with driven(daemon) as build:
+            ref = await build.make(logged("four"), evaluate=True)
+            await build.returns(ref)
+        async with daemon.client() as channel:
+            control, content = Stub(channel, CONTROL), Stub(channel, CONTENT)
+            for event in await history(daemon):
+                await control.unary("UpdateBuildHistory", pb.UpdateBuildHistoryRequest(Ref=event.record.Ref, Delete=True))
+            usage = await control.unary("DiskUsage", pb.DiskUsageRequest())
+            assert usage.record
+            assert not [r.ID for r in usage.record if r.InUse]
+            assert sum(r.Size for r in usage.record) > 1 << 20
+            gone = await read_all(control, "Prune", pb.PruneRequest(all=True))
+            assert {r.ID for r in gone} == {r.ID for r in usage.record}
+            assert not (await control.unary("DiskUsage", pb.DiskUsageRequest())).record
+            left = [info.digest for m in await read_all(content, "List", content_pb2.ListContentRequest()) for info in m.info]
+            assert not left
+
+    asyncio.run(run())
+
+
+def test_content_is_read_in_parts_and_never_written(daemon: Chantierd) -> None:
+    async def run() -> None:
+        ref = new_id()
+        await solve(daemon, ref, Definition=logged("five"))
+        digest = (await history(daemon, Ref=ref))[0].record.logs.digest
+        whole = await blob(daemon, digest)
+        assert await blob(daemon, digest, offset=4, size=10) == whole[4:14]
+        assert (await refused(blob(daemon, digest, offset=len(whole) + 1))).code == 11
+        assert (await refused(blob(daemon, "nonsense"))).code == 3
+        async with daemon.client() as channel:
+            content = Stub(channel, CONTENT)
+            refusal = await refused(content.unary("Delete", content_pb2.DeleteContentRequest(digest=digest)))
+            assert refusal.message == "read-only content store"
+
+    asyncio.run(run())
+
+
+def test_what_is_said_of_the_worker(daemon: Chantierd) -> None:
+    async def run() -> None:
+        async with daemon.client() as channel:
+            control = Stub(channel, CONTROL)
+            (worker,) = (await control.unary("ListWorkers", pb.ListWorkersRequest())).record
+            assert worker.Labels["org.mobyproject.buildkit.worker.executor"] == "oci"
+            assert worker.BuildkitVersion.dockerfileVersion
+            assert worker.GCPolicy
+            none = await control.unary("ListWorkers", pb.ListWorkersRequest(filter=["id==other"]))
+            assert not none.record
+            label = 'labels."org.mobyproject.buildkit.worker.executor"==oci'
+            assert (await control.unary("ListWorkers", pb.ListWorkersRequest(filter=[label]))).record
+            info = await control.unary("Info", pb.InfoRequest())
+            assert info.buildkitVersion.version.startswith("v")
+            health = Stub(channel, "grpc.health.v1.Health")
+            assert (await health.unary("Check", health_pb2.HealthCheckRequest())).status == 1
+            traces = Stub(channel, "opentelemetry.proto.collector.trace.v1.TraceService")
+            await traces.unary("Export", trace_pb2.ExportTraceServiceRequest(resource_spans=[b"x"]))
+
+    asyncio.run(run())

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a daemon starts, takes a new config, stalls, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chantier.llb import image
+from chantier.pb import control_pb2 as pb
+from chantier.pb import daemon_pb2  # describes the service
+from chantier.spec import new_id
+from chantier.wire import GrpcError, Stub
+
+from .conftest import CONTROL, Chantierd, Start
+
+pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.registry]
+
+
+def running(script: str) -> Any:
+    return image("alpine").run(args=["/bin/sh", "-c", script]).root.marshal()
+
+
+async def solve(daemon: Chantierd, script: str) -> Any:
+    async with daemon.client() as channel:
+        request = pb.SolveRequest(Ref=new_id(), Definition=running(script))
+        return await Stub(channel, CONTROL).unary("Solve", request, timeout_s=60)
+
+
+async def report(daemon: Chantierd) -> dict[str, Any]:
+    async with daemon.client() as channel:
+        answer = await Stub(channel, "chantier.v1.Daemon").unary("Status", daemon_pb2.StatusRequest())
+    found: dict[str, Any] = json.loads(answer.data)
+    return found
+
+
+async def until_running(daemon: Chantierd, name: str) -> dict[str, Any]:
+    for _ in range(100):
+        found = await report(daemon)
+        if any(name in step["name"] for build in found["builds"] for step in build["running"]):
+            return found
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{name} never ran")
+
+
+def test_a_running_build_may_finish_and_no_new_one_begins(start_daemon: Start) -> None:
+    daemon = start_daemon("[chantier]\nshutdown = 20")
+
+    async def run() -> None:
+        task = asyncio.create_task(solve(daemon, "echo going; sleep 1.5"))
+        await until_running(daemon, "going")
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_for("waiting up to 20 s")
+        with pytest.raises(GrpcError) as caught:
+            await solve(daemon, "true")
+        assert caught.value.code == 14
+        assert "shutting down" in caught.value.message
+        await task
+
+    asyncio.run(run())
+    assert daemon.process.wait(10) == 0
+    assert not Path(daemon.address.removeprefix("unix://")).exists()
+
+
+def test_a_build_that_does_not_finish_in_time_is_told_why(start_daemon: Start) -> None:
+    daemon = start_daemon("[chantier]\nshutdown = 1")
+
+    async def run() -> None:
+        task = asyncio.create_task(solve(daemon, "echo going; sleep 7531"))
+        await until_running(daemon, "going")
+        daemon.signal(signal.SIGTERM)
+        with pytest.raises(GrpcError) as caught:
+            await task
+        assert caught.value.code == 14
+        assert "did not end within 1 s" in caught.value.message
+
+    asyncio.run(run())
+    assert daemon.process.wait(10) == 0
+    assert "sleep 7531" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_changed_config_is_taken_over_and_a_bad_one_refused_whole(start_daemon: Start) -> None:
+    daemon = start_daemon("[worker.oci]\nmax-parallelism = 1")
+    text = daemon.config.read_text()
+
+    async def limit() -> int:
+        return int((await report(daemon))["steps"]["limit"])
+
+    async def run() -> None:
+        task = asyncio.create_task(solve(daemon, "echo going; sleep 3"))
+        await until_running(daemon, "going")
+        assert await limit() == 1
+        daemon.config.write_text("debug = true\n" + text.replace("max-parallelism = 1", "max-parallelism = 7"))
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for("loaded anew")
+        assert await limit() == 7
+        await solve(daemon, "echo beside")
+        assert "level=debug" in daemon.log
+        daemon.config.write_text(text.replace("max-parallelism = 1", 'max-parallelism = "many"'))
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for("the old one stays in effect")
+        assert await limit() == 7
+        await task  # the running build has seen nothing of it
+        daemon.config.write_text(text.replace("max-parallelism = 1", 'max-parallelism = 3\nsnapshotter = "native"'))
+        daemon.wait_for("takes effect after a restart", seconds=6)  # noticed without a signal
+        found = await report(daemon)
+        assert found["needs_restart"] == ["worker.oci.snapshotter"]
+        assert found["steps"]["limit"] == 3
+
+    asyncio.run(run())
+
+
+def test_a_step_that_says_nothing_is_ended_with_what_it_did(start_daemon: Start) -> None:
+    daemon = start_daemon('[chantier]\nstepStall = "1s"')
+
+    async def run() -> None:
+        await solve(daemon, "for i in 1 2 3 4 5 6; do echo $i; sleep 0.3; done")  # slow, but not silent
+        began = time.monotonic()
+        with pytest.raises(GrpcError) as caught:
+            await solve(daemon, "echo then silence; sleep 7777")
+        assert time.monotonic() - began < 10
+        assert caught.value.message.startswith("no progress for 1 s in the step /bin/sh -c echo then silence")
+        assert "busy" in caught.value.message
+        assert "no progress for 1 s" in daemon.log
+
+    asyncio.run(run())
+
+
+def test_status_names_what_waits_and_for_what(start_daemon: Start) -> None:
+    daemon = start_daemon("[worker.oci]\nmax-parallelism = 1")
+
+    async def run() -> None:
+        first = asyncio.create_task(solve(daemon, "echo going; sleep 2"))
+        await until_running(daemon, "going")
+        second = asyncio.create_task(solve(daemon, "echo other"))
+        for _ in range(100):
+            found = await report(daemon)
+            if found["steps"]["waiting"]:
+                break
+            await asyncio.sleep(0.05)
+        assert found["state"] == "serving"
+        assert found["steps"] == {"running": 1, "waiting": 1, "limit": 1}
+        assert len(found["builds"]) == 2
+        assert {v["name"] for v in found["vertices"]} >= {"/bin/sh -c echo going; sleep 2", "/bin/sh -c echo other"}
+        await asyncio.gather(first, second)
+
+    asyncio.run(run())
+
+
+def chantierd(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-c", "from chantier.daemon import main; raise SystemExit(main())", *args]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False, **more)
+
+
+def test_two_daemons_do_not_share_a_root(start_daemon: Start, tmp_path: Path) -> None:
+    daemon = start_daemon()
+    done = chantierd("--config", str(daemon.config), "--root", str(daemon.root), "--addr", f"unix://{tmp_path}/other.sock")
+    assert done.returncode != 0
+    assert "another instance running?" in done.stderr
+    done = chantierd("--config", str(daemon.config), "--root", str(tmp_path / "other"), "--addr", daemon.address)
+    assert done.returncode != 0
+    assert "another process listens there" in done.stderr
+
+
+def test_flags_that_mean_nothing_say_so(tmp_path: Path) -> None:
+    done = chantierd("--no-such-flag")
+    assert done.returncode == 1
+    assert "unrecognized arguments: --no-such-flag" in done.stderr
+    assert chantierd("--version").stdout.startswith("chantierd chantier v")
+    config = tmp_path / "bad.toml"
+    config.write_text("[worker.oci]\nsnapshoter = 'x'\n")
+    done = chantierd("--config", str(config))
+    assert done.returncode == 1
+    assert f"{config}:2:" in done.stderr
+
+
+def test_buildkitds_command_line_of_the_test_suite_is_taken(start_daemon: Start) -> None:
+    daemon = start_daemon(
+        "[worker.containerd]\nenabled = false",
+        "--oci-worker=true", "--containerd-worker=false", "--oci-worker-gc=false",
+        "--oci-worker-labels=org.mobyproject.buildkit.worker.sandbox=true", "--debug",
+    )  # fmt: skip
+
+    async def run() -> None:
+        async with daemon.client() as channel:
+            (worker,) = (await Stub(channel, CONTROL).unary("ListWorkers", pb.ListWorkersRequest())).record
+            assert worker.Labels["org.mobyproject.buildkit.worker.sandbox"] == "true"
+            assert not worker.GCPolicy
+
+    asyncio.run(run())
+
+
+def test_a_socket_that_was_handed_over(tmp_path: Path) -> None:
+    import socket
+
+    path = tmp_path / "activated.sock"
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    listening.listen()
+    script = (
+        "import os, sys; os.dup2(int(sys.argv[1]), 3, inheritable=True); "
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1'); "
+        "from chantier.daemon import main; raise SystemExit(main(sys.argv[2:]))"
+    )
+    argv = [sys.executable, "-c", script, str(listening.fileno()), "--root", str(tmp_path / "r"), "--addr", "fd://"]
+    process = subprocess.Popen(argv, pass_fds=[listening.fileno()], stderr=subprocess.PIPE, env={**os.environ})
+
+    async def run() -> None:
+        from chantier.wire import dial
+
+        async with dial(f"unix://{path}") as channel:
+            await Stub(channel, CONTROL).unary("Info", pb.InfoRequest(), timeout_s=20)
+
+    try:
+        asyncio.run(run())
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode == 0
