@@ -10,7 +10,7 @@ import pytest
 
 from chantier.errors import CancelledError_, ChantierError, DiskFullError, NotFoundError, Source, SourceRange, StepError
 from chantier.pb import control_pb2 as pb
-from chantier.wire import Channel, GrpcError, Keepalive, Server, Stub, dial, error_of, status_of
+from chantier.wire import Channel, GrpcError, Keepalive, Server, Stub, dial, error_of, json_detail, status_of
 
 from .peers import (
     BIG,
@@ -291,5 +291,13 @@ def test_errors_survive_the_wire() -> None:
         first.sources,
         "look",
     )
-    # Details nobody knows are kept for who does.
     assert status_of(back).details == status_of(first).details
+
+
+def test_details_are_passed_on_once() -> None:
+    first = NotFoundError("not there").at(Source("Dockerfile", b"x", (SourceRange(1, 1),)))
+    first.vertex = "sha256:12"
+    told = status_of(first, [json_detail("errdefs.Solve", {"inputIDs": ["a"]})])
+    again = status_of(error_of(told))
+    assert sorted(d.name for d in again.details) == ["errdefs.Solve", "errdefs.Source", "errdefs.Vertex"]
+    assert again.code == 5

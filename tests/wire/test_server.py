@@ -18,6 +18,8 @@ from chantier.errors import ChantierError, NotFoundError, Source, SourceRange, S
 from chantier.pb import control_pb2 as pb
 from chantier.pb import health_pb2
 from chantier.wire import Channel, GrpcError, Health, Server, ServerCall, Service, Stub, json_detail, reflection
+from chantier.wire import frames as h2
+from chantier.wire.headers import encode
 
 from .peers import BIG, CONTROL, Bytes, Echo, our_server, our_stub, run, their_call, their_channel
 
@@ -320,3 +322,35 @@ def test_no_task_is_left(tmp_path: Path) -> None:
         return [t for t in asyncio.all_tasks() if t is not asyncio.current_task() and "within" not in repr(t)]
 
     assert run(body()) == []
+
+
+def test_a_peer_that_does_not_read_cannot_hold_a_closed_connection(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with our_server(tmp_path) as (server, _):
+            _reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/s")
+            writer.transport.pause_reading()
+            call = encode(
+                [(b":method", b"POST"), (b":scheme", b"http"), (b":path", f"/{CONTROL}/Session".encode())]
+                + [(b"content-type", b"application/grpc")]
+            )
+            writer.write(h2.PREFACE + h2.settings({h2.INITIAL_WINDOW_SIZE: h2.MAX_WINDOW}) + h2.window_update(0, 1 << 30))
+            writer.write(h2.frame(h2.HEADERS, h2.END_HEADERS, 1, call))
+            payload = Bytes(data=bytes(250_000)).SerializeToString()
+            part = b"\0" + len(payload).to_bytes(4, "big") + payload
+            for _ in range(20):
+                writer.write(h2.frame(h2.DATA, 0, 1, part))
+                await asyncio.sleep(0.01)
+            writer.write(b"\xff" * 100)
+            for _ in range(100):
+                if not server.connections:
+                    break
+                await asyncio.sleep(0.02)
+            assert server.connections == 0
+            await asyncio.sleep(3.2)
+            with pytest.raises(OSError):
+                for _ in range(50):
+                    writer.write(bytes(1000))
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+
+    run(body())

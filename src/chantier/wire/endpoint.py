@@ -21,6 +21,7 @@ from .stream import Reset, Stream
 _log = logging.getLogger(__name__)
 _PREFACE_S = 20.0
 _HIGH_WATER = 512 << 10
+_LAST_WORDS_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +249,7 @@ class SocketCarrier(asyncio.Protocol):
     def __init__(self, make: Callable[[Callable[[bytes], None], Callable[[], None], Peer], Endpoint]) -> None:
         self._make = make
         self._transport: asyncio.Transport | None = None
+        self._abort: asyncio.TimerHandle | None = None
         self.endpoint: Endpoint | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -257,7 +259,14 @@ class SocketCarrier(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             notice_dead_peers(sock)
-        self.endpoint = self._make(transport.write, transport.close, _peer_of(transport))
+        self.endpoint = self._make(transport.write, self._hang_up, _peer_of(transport))
+
+    def _hang_up(self) -> None:
+        """Let the last words go out, but do not wait long for a peer that does not read them."""
+        transport = self._transport
+        if transport is not None:
+            transport.close()
+            self._abort = asyncio.get_running_loop().call_later(_LAST_WORDS_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:
         assert self.endpoint is not None
@@ -267,6 +276,8 @@ class SocketCarrier(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._abort is not None:
+            self._abort.cancel()
         if self.endpoint is not None:
             reason = getattr(exc, "strerror", None) or (str(exc) if exc else "the other side closed it")
             self.endpoint.lost(reason[:1].lower() + reason[1:])

@@ -226,8 +226,9 @@ def details_of(error: errors.ChantierError) -> list[Detail]:
         if isinstance(cause, errors.StepError):
             details.append(json_detail("gatewayapi.ExitMessage", {"Code": cause.exit_status} if cause.exit_status else {}))
             break
-        if isinstance(cause, GrpcError):  # what another engine told of it
-            details += cause.details
+        if isinstance(cause, GrpcError):  # what another engine told of it, but for what stands above already
+            told = {detail.type_url for detail in details}
+            details += [detail for detail in cause.details if detail.type_url not in told]
             break
         cause = cause.__cause__
     return details
