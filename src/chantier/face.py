@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from .client import BuildRequest, BuildResult, Output, Secret, parse_output, prepare
+from .client import BuildRequest, BuildResult, Output, Prepared, Secret, parse_output, prepare
 from .config import Config
 from .errors import ChantierError
 from .progress import Event, Reporter, Silent
@@ -32,14 +32,14 @@ class Builder:
 
     def build(self, context: str | os.PathLike[str] = ".", *, on_event: OnEvent | None = None, **options: Any) -> BuildResult:
         """Build and wait. Options are those of the function `build`. Raises ChantierError and its kin."""
-        prepared = prepare(request_of(context, **options))
+        prepared = _prepared(context, options)
         return self._driver.build(prepared, _reporter(on_event))
 
     async def abuild(
         self, context: str | os.PathLike[str] = ".", *, on_event: OnEvent | None = None, **options: Any
     ) -> BuildResult:
         """The same in a running loop; several may run at once. Cancelling the task stops the build's steps."""
-        prepared = await asyncio.to_thread(prepare, request_of(context, **options))
+        prepared = await asyncio.to_thread(_prepared, context, options)
         return await self._driver.abuild(prepared, _reporter(on_event))
 
     def close(self) -> None:
@@ -76,9 +76,10 @@ def build(
         tags                names of the image; `push=True` pushes it, `load=True` loads it into Docker or Podman
         outputs             `Output` values or strings as for -o: "type=oci,dest=app.tar"
         build_args, labels  mappings
-        target, platforms, no_cache, no_cache_filter, pull, network, add_hosts, shm_size, ulimits, allow, annotations
+        pull                True or "always", "missing" (what is not known here), "never" (ask no registry)
+        target, platforms, no_cache, no_cache_filter, network, add_hosts, shm_size, ulimits, allow, annotations
         secrets             mapping of id to bytes or str (the value), or `Secret` values
-        build_contexts      mapping of name to path, image or URL
+        build_contexts      mapping of name to path, image, URL, oci-layout://, docker-archive:FILE or docker-daemon:IMAGE
 
     Returns the BuildResult. Raises ChantierError: a failed step is a SolveError whose `__cause__` is a StepError.
     """
@@ -109,6 +110,12 @@ class _Calling:
 
 def _reporter(on_event: OnEvent | None) -> Reporter:
     return _Calling(on_event) if on_event is not None else Silent()
+
+
+def _prepared(context: str | os.PathLike[str], options: Mapping[str, Any]) -> Prepared:
+    from .driver.save import saving
+
+    return prepare(request_of(context, **options), save=saving())
 
 
 def request_of(context: str | os.PathLike[str], **options: Any) -> BuildRequest:

@@ -22,16 +22,18 @@ chantier build -o type=oci,dest=app.tar --platform linux/amd64 https://git.examp
 
 
 def run(args: Sequence[str], debug: bool) -> int:
-    given = _parser().parse(args)
+    # A value of its own must stand behind `=`: what follows `--pull` is the context.
+    given = _parser().parse(["--pull=always" if arg == "--pull" else arg for arg in args])
     debug = debug or given.debug
     request = _request(given, os.environ)
     quiet = given.quiet or given.progress == "quiet"
     if given.quiet and given.progress not in ("auto", "quiet"):
         raise UsageError(f"progress={given.progress} and quiet cannot be used together")
+    from chantier.driver.save import saving
     from chantier.driver.select import open_builder
 
     driver = open_builder(given.builder, root=given.root, config=given.config, env=os.environ)
-    prepared = prepare(request, stdout_is_tty=sys.stdout.isatty(), default_output=driver.default_output)
+    prepared = prepare(request, stdout_is_tty=sys.stdout.isatty(), default_output=driver.default_output, save=saving(os.environ))
     if given.iidfile and os.path.exists(given.iidfile):
         os.unlink(given.iidfile)
     show_progress = "quiet" if quiet else given.progress
@@ -100,7 +102,7 @@ def _parser() -> Parser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="one more context: a path, image, git or http URL",
+        help="one more context: a path, image, git or http URL, oci-layout://DIR, docker-archive:FILE, docker-daemon:IMAGE",
     )
     add("--cache-from", action="append", default=[], metavar="REF", help="where to look for cached steps")
     add("--cache-to", action="append", default=[], metavar="REF", help="where to write the cache")
@@ -130,7 +132,12 @@ def _parser() -> Parser:
     add("--progress", default="auto", metavar="MODE", help="auto, tty, plain, quiet or rawjson")
     add("--provenance", default=None, help=argparse.SUPPRESS)
     add("--sbom", default=None, help=argparse.SUPPRESS)
-    add("--pull", action="store_true", help="ask the registry again for every image")
+    add(
+        "--pull",
+        default="",
+        metavar="MODE",
+        help="always (as without a mode): ask the registry again; missing: ask for what is not known here; never: ask nobody",
+    )
     add("--push", action="store_true", help="push the image to its registry")
     add("-q", "--quiet", action="store_true", help="print the image id alone")
     add("--resource", action="append", default=[], metavar="KEY=VALUE", help="a limit of each step: memory=1g, cpu-quota=…, …")
@@ -164,7 +171,7 @@ def _request(given: argparse.Namespace, env: Mapping[str, str]) -> BuildRequest:
         platforms=tuple(platforms),
         no_cache=given.no_cache,
         no_cache_filter=tuple(given.no_cache_filter),
-        pull=given.pull,
+        pull=_pull(given.pull),
         secrets=tuple(parse_secret(s, env) for s in given.secret),
         ssh=tuple(parse_ssh(s, env) for s in given.ssh),
         build_contexts=parse_contexts(given.build_context),
@@ -180,6 +187,13 @@ def _request(given: argparse.Namespace, env: Mapping[str, str]) -> BuildRequest:
         cache_to=tuple(given.cache_to),
         call=call,
     )
+
+
+def _pull(text: str) -> bool | str:
+    """Docker's flag is a switch, which may be given a truth."""
+    if text.lower() in ("", "false", "0", "f"):
+        return False
+    return True if text.lower() in ("true", "1", "t") else text
 
 
 def _call(given: argparse.Namespace) -> tuple[str, bool, str]:

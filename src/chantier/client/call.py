@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from chantier.errors import UsageError
 from chantier.spec import Platform, host_platform, new_id
@@ -35,7 +35,12 @@ _RESOURCES = {
     "cpuset-cpus": "cpusetcpus",
     "cpuset-mems": "cpusetmems",
 }
+_ARCHIVES = ("docker-archive:", "oci-archive:", "docker-daemon:")
 _ENTITLEMENTS = ("network.host", "security.insecure", "device")
+
+
+if TYPE_CHECKING:
+    from .archives import Save
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +74,7 @@ class Offer:
     secrets: tuple[Secret, ...] = ()
     ssh: tuple[Ssh, ...] = ()
     layouts: Mapping[str, Path] = field(default_factory=dict)  # content stores by id: OCI layouts on disk
+    scratch: tuple[Path, ...] = ()  # directories made for this build: to be removed by whoever serves the session
     allow_delete: bool = False
 
 
@@ -85,11 +91,34 @@ def prepare(
     stdout_is_tty: bool = False,
     env: Mapping[str, str] | None = None,
     default_output: str = "",
+    save: Save | None = None,
 ) -> Prepared:
     """Check a request and resolve everything that only the user's machine knows. Raises UsageError.
 
-    `default_output` is the type of what a build makes that names no output: "image", "docker" (loaded) or nothing.
+    `default_output` is the type of what a build makes that names no output: "image", "docker" (loaded) or nothing. `save`
+    opens images of the local container engine, for contexts `docker-daemon:NAME`.
     """
+    scratch: list[Path] = []
+    try:
+        return _prepare(request, stdin, env, scratch, save, stdout_is_tty=stdout_is_tty, default_output=default_output)
+    except BaseException:
+        import shutil
+
+        for folder in scratch:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _prepare(
+    request: BuildRequest,
+    stdin: Callable[[], BinaryIO],
+    env: Mapping[str, str] | None,
+    scratch: list[Path],
+    save: Save | None,
+    *,
+    stdout_is_tty: bool,
+    default_output: str,
+) -> Prepared:
     env = os.environ if env is None else env
     for tag in request.tags:
         parse_tag(tag)
@@ -114,7 +143,10 @@ def prepare(
     layouts: dict[str, Path] = {}
     for name, value in request.build_contexts.items():
         caps.add("moby.buildkit.frontend.contexts+forward")
-        attrs[f"context:{name}"] = _named_context(name, value, directories, layouts, attrs)
+        if value.startswith(_ARCHIVES):
+            attrs[f"context:{name}"] = _archive(value, layouts, scratch, save)
+        else:
+            attrs[f"context:{name}"] = _named_context(name, value, directories, layouts, attrs)
     if request.call != "build":
         method = CALLS.get(request.call)
         if method is None:
@@ -154,6 +186,7 @@ def prepare(
             secrets=request.secrets,
             ssh=ssh,
             layouts=layouts,
+            scratch=tuple(scratch),
             allow_delete="buildx.local.delete" in request.allow,
         ),
     )
@@ -176,7 +209,7 @@ def _option_attrs(request: BuildRequest) -> dict[str, str]:
     if request.no_cache_filter:
         attrs["no-cache"] = ",".join(request.no_cache_filter)
     if request.pull:
-        attrs["image-resolve-mode"] = "pull"
+        attrs["image-resolve-mode"] = _pull_mode(request.pull)
     if request.add_hosts:
         attrs["add-hosts"] = ",".join(pair for text in request.add_hosts for pair in parse_host(text))
     if request.network in ("host", "none"):
@@ -199,6 +232,15 @@ def _option_attrs(request: BuildRequest) -> dict[str, str]:
     return attrs
 
 
+def _pull_mode(pull: bool | str) -> str:
+    """`local` is BuildKit's name for: take what is here, ask for the rest."""
+    modes = {"always": "pull", "missing": "local", "never": "never"}
+    mode = modes.get("always" if pull is True else str(pull))
+    if mode is None:
+        raise UsageError(f"invalid pull mode {pull!r}", hint="modes are always, missing and never")
+    return mode
+
+
 def _platform(text: str) -> str:
     return str(host_platform()) if text == "local" else str(Platform.parse(text))
 
@@ -217,6 +259,20 @@ def _named_context(name: str, value: str, directories: dict[str, Path], layouts:
     directories[mount] = path.resolve()
     attrs[f"sharedkey:localdir:{mount}"] = str(path.resolve())
     return f"local:{mount}"
+
+
+def _archive(value: str, layouts: dict[str, Path], scratch: list[Path], save: Save | None) -> str:
+    """An image in an archive, unpacked to a layout that the session offers."""
+    import tempfile
+
+    from .archives import open_archive
+
+    folder = Path(tempfile.mkdtemp(prefix="chantier-image-"))
+    scratch.append(folder)
+    digest = open_archive(value, folder, save)
+    id = new_id()
+    layouts[id] = folder
+    return f"oci-layout://{id}@{digest}"
 
 
 def _layout(name: str, text: str, layouts: dict[str, Path]) -> str:

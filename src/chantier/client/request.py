@@ -51,7 +51,7 @@ class BuildRequest:
     platforms: tuple[str, ...] = ()
     no_cache: bool = False
     no_cache_filter: tuple[str, ...] = ()
-    pull: bool = False
+    pull: bool | str = False  # True or "always", "missing", "never"
     secrets: tuple[Secret, ...] = ()
     ssh: tuple[Ssh, ...] = ()
     build_contexts: Mapping[str, str] = field(default_factory=dict)

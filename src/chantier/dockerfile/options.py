@@ -213,6 +213,8 @@ def _resolve_mode(text: str) -> ResolveMode:
             return "pull"
         case "local":
             return "local"
+        case "never":  # ours: --pull=never
+            return "never"
     raise UsageError(f"invalid image-resolve-mode: {text}")
 
 

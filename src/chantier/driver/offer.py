@@ -36,6 +36,10 @@ def open_session(offer: Offer, env: Mapping[str, str], stack: ExitStack) -> Loca
             outputs.append(sys.stdout.buffer)
         else:
             outputs.append(Path(output.dest) if output.dest else None)
+    if offer.scratch:
+        import shutil
+    for folder in offer.scratch:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
     logins = AuthFile(env)
 
     def credentials(host: str) -> Credentials | None:

@@ -22,7 +22,7 @@ from .git_url import GitUrl
 from .state import State
 from .vertex import Output, Writer
 
-ResolveMode = Literal["default", "pull", "local"]
+ResolveMode = Literal["default", "pull", "local", "never"]
 
 # Only these run on, or hold, files of one platform; the same HTTP file is the same vertex for every platform.
 _PLATFORM_SCHEMES = ("docker-image://", "oci-layout://")
