@@ -267,6 +267,7 @@ def test_gzip_is_undone_within_the_limit() -> None:
 @pytest.mark.parametrize(
     ("encoding", "flag", "body", "code"),
     [(b"snappy", 1, b"x", 12), (b"gzip", 1, b"no gzip", 13), (b"gzip", 1, gzip.compress(b"x" * 99)[:-9], 13)],
+    ids=["unknown", "no gzip", "cut"],
 )
 def test_messages_that_cannot_be_decoded(encoding: bytes, flag: int, body: bytes, code: int) -> None:
     server = Server()
