@@ -6,7 +6,8 @@ import json
 import pytest
 
 from chantier.errors import UsageError
-from chantier.export.config import default_config, parse_rfc3339, patch_config, rfc3339
+from chantier.export.config import default_config, patch_config
+from chantier.spec.times import parse_rfc3339, rfc3339
 from chantier.export.options import ImageOptions, parse_bool, parse_epoch
 
 S = 1_000_000_000

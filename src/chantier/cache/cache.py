@@ -12,7 +12,7 @@ from typing import Any
 from chantier.errors import NotFoundError, StoreError, UsageError
 from chantier.progress import Step
 from chantier.snapshot import Snapshotter
-from chantier.spec import new_id
+from chantier.spec import Descriptor, new_id
 from chantier.store import BlobStore, Db, Eviction, Policy, Root, UsageRecord
 from chantier.store.trace import point
 
@@ -305,6 +305,10 @@ class Cache:
     def clear_index(self, index: str) -> None:
         """Forget an index, also of based cache mounts (`INDEX:…`): their records are no longer found, and fall to the GC."""
         self.records.clear_index(index)
+
+    def bring(self, descriptor: Descriptor, *, sessions: Sequence[Any] = (), cancelled: Callable[[], bool] = never) -> None:
+        """Make one blob local, from where it is known to be. Raises NotFoundError, IntegrityError, or what its sources say."""
+        self.trees.blobs.bring(descriptor, Work(None, sessions, cancelled))
 
     def add_source(self, digest: str, source: str) -> None:
         """Remember one more place where a blob can be had (it was pushed there)."""

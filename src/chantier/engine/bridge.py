@@ -21,6 +21,7 @@ from chantier.snapshot import mounted
 from chantier.solver import Built
 from chantier.spec import Platform, Reference
 
+from .cache_import import Imports
 from .containers import Containers
 from .files import read_dir, read_file, stat_file
 from .graph import to_edge
@@ -37,8 +38,11 @@ T = TypeVar("T")
 class EngineRef:
     """A definition's result, made when it is first needed. `release` by the bridge at the end of the build."""
 
-    def __init__(self, bridge: EngineBridge, definition: pb.Definition, graph: Graph) -> None:
+    def __init__(
+        self, bridge: EngineBridge, definition: pb.Definition, graph: Graph, cache_imports: Sequence[CacheImport] = ()
+    ) -> None:
         self.definition = definition
+        self._imports = tuple(cache_imports)
         self._bridge = bridge
         self.graph = graph
         self._edge = to_edge(graph, bridge.entitlements)
@@ -51,14 +55,19 @@ class EngineRef:
 
     async def result(self) -> Ref | None:
         """The reference, which stays the bridge's; None for an empty tree. Errors carry the places of the definition."""
+        built = await self.built()
+        return built.value if built is not None else None
+
+    async def built(self) -> Built | None:
+        """The same with the way it came about; None if there was nothing to build."""
         if self._result is None:
             self._result = asyncio.create_task(self._build())
-        built = await asyncio.shield(self._result)
-        return built.value if built is not None else None
+        return await asyncio.shield(self._result)
 
     async def _build(self) -> Built | None:
         if self._edge is None:
             return None
+        await self._bridge.imports.ready(self._imports)
         try:
             return await self._bridge.job.build(self._edge)
         except ChantierError as err:
@@ -111,6 +120,7 @@ class EngineBridge:
         self._reporter = reporter
         self._refs: list[EngineRef] = []
         self.containers = Containers(self)
+        self.imports = Imports(engine, job, self.sessions, reporter)
         self._cleared: set[str] = set()  # cache mounts that --no-cache emptied already
 
     @property
@@ -129,7 +139,7 @@ class EngineBridge:
         self, definition: pb.Definition, *, evaluate: bool = False, cache_imports: Sequence[CacheImport] = ()
     ) -> EngineRef:
         graph = load(definition, known_caps=self.engine.caps)
-        ref = EngineRef(self, definition, graph)
+        ref = EngineRef(self, definition, graph, cache_imports)
         self._refs.append(ref)
         stale = [id for id in cache_mounts_to_clear(graph) if id not in self._cleared]
         if stale:
@@ -174,15 +184,22 @@ class EngineBridge:
     async def warn(self, warning: Warning) -> None:
         self._reporter.emit(warning)
 
+    @property
+    def own_frontends(self) -> tuple[str, ...]:
+        return self.engine.config.chantier.builtin_frontends
+
     async def forward(
         self, source: str, cmdline: str, opts: Mapping[str, str], inputs: Mapping[str, pb.Definition]
     ) -> FrontendResult:
-        raise UnsupportedError(
-            f"cannot run the frontend image {source}: frontend images are not supported by the embedded engine",
-            hint="drop the `# syntax=` line, or use docker/dockerfile, which is built in",
-        )
+        if self.engine.run_frontend_image is None:
+            raise UnsupportedError(
+                f"cannot run the frontend image {source}: frontend images are run by the daemon only",
+                hint="drop the `# syntax=` line, use docker/dockerfile, which is built in, or build through chantierd",
+            )
+        return await self.engine.run_frontend_image(self, source, {**opts, "cmdline": cmdline}, inputs)
 
     async def close(self) -> None:
         await self.containers.close()
+        await self.imports.close()
         for ref in self._refs:
             await ref.release()

@@ -12,24 +12,25 @@ import base64
 import contextvars
 import hashlib
 import json
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from chantier.cache import Ref
-from chantier.dockerfile.bridge import FrontendResult
+from chantier.cache import LayerBlob
+from chantier.dockerfile.bridge import CacheImport, FrontendResult
 from chantier.errors import PolicyError, UsageError
 from chantier.export import Exportable, ExportContext, Exporter, Response, exporter_for
 from chantier.op.worker import run_all
 from chantier.pb import ops_pb2 as pb
-from chantier.progress import Reporter, step
+from chantier.progress import Reporter, Step, step
 
 from .bridge import EngineBridge, EngineRef
+from .cache_export import Exports
 from .request import SolveRequest, SolveResult
 
 if TYPE_CHECKING:
     from chantier.export.types import Finalize
-    from chantier.solver import Job
+    from chantier.solver import Built, Job
 
     from .engine import Engine
 
@@ -57,6 +58,7 @@ class Build:
         if request.definition is not None and request.frontend:
             raise UsageError("cannot solve with both Definition and Frontend specified")
         self._exporters = [exporter_for(kind, _with_epoch(attrs, request.attrs)) for kind, attrs in request.exporters]
+        self._caches = Exports(engine, request.cache_exports, session, self.sessions, reporter)
         self._entitlements = _entitlements(engine, request)
 
     async def __aenter__(self) -> Self:
@@ -92,6 +94,13 @@ class Build:
         return await asyncio.create_task(work, context=self._context.copy())
 
     async def run_frontend(self, name: str, attrs: Mapping[str, str], inputs: Mapping[str, pb.Definition]) -> FrontendResult:
+        if name == "gateway.v0":
+            source = attrs.get("source", "")
+            if source != "dockerfile.v0" or "context:dockerfile.v0" in attrs:
+                if not source:
+                    raise UsageError("no source specified for gateway")
+                return await self.bridge.forward(source, attrs.get("cmdline", ""), attrs, inputs)
+            name = source
         if name != "dockerfile.v0":
             raise UsageError(f"invalid frontend: {name}")
         from chantier.dockerfile.frontend import frontend
@@ -101,16 +110,24 @@ class Build:
     async def drive(self) -> FrontendResult:
         """Do what the request itself says: its definition, or its frontend."""
         request = self.request
+        imports = [CacheImport(type=one.type, attrs=one.attrs) for one in request.cache_imports]
         if request.definition is not None:
-            return FrontendResult(refs={"": await self.bridge.solve(request.definition)})
-        return await self.run_frontend(request.frontend, request.attrs, request.inputs)
+            return FrontendResult(refs={"": await self.bridge.solve(request.definition, cache_imports=imports)})
+        attrs = dict(request.attrs)
+        if imports and "cache-imports" not in attrs:  # the frontend passes them on with each of its own solves
+            attrs["cache-imports"] = json.dumps([{"Type": one.type, "Attrs": dict(one.attrs)} for one in imports])
+        return await self.run_frontend(request.frontend, attrs, request.inputs)
 
     async def finish(self, result: FrontendResult) -> SolveResult:
-        """Make the result real, export it, push what is to be pushed."""
+        """Make the result real, export it, push what is to be pushed, then send the caches."""
         answers: list[Response] = []
+        response: Response = {}
         if result.refs:
-            answers = await self._export(await _evaluate(result))
-        response = {key: value for answer in answers for key, value in answer.items()}
+            built = await _evaluate(result)
+            refs = {key: one.value if one is not None else None for key, one in built.items()}
+            answers = await self._export(Exportable(refs=refs, metadata=result.metadata), built)
+            response = await self._caches.run([one for one in built.values() if one is not None])
+        response |= {key: value for answer in answers for key, value in answer.items()}
         response |= {key: value.decode() for key, value in result.metadata.items() if key.startswith("frontend.")}
         if served := self._served():
             response[SERVED] = served
@@ -131,10 +148,14 @@ class Build:
         }
         return base64.b64encode(json.dumps(found, separators=(",", ":")).encode()).decode() if found else ""
 
-    async def _export(self, what: Exportable) -> list[Response]:
+    async def _export(self, what: Exportable, built: Mapping[str, Built | None]) -> list[Response]:
         answers: list[Response] = [{} for _ in self._exporters]
         pushes: list[tuple[str, str, Finalize]] = []
         engine, session = self.engine, self.session
+
+        async def inline(platform: str, layers: Sequence[LayerBlob], shown: Step) -> bytes | None:
+            one = built[platform]
+            return await self._caches.inline_cache(one, layers, shown) if one is not None else None
 
         async def one(number: int, exporter: Exporter) -> None:
             context = ExportContext(
@@ -146,6 +167,7 @@ class Build:
                 reporter=self.reporter,
                 number=number,
                 mount_dir=engine.mount_dir,
+                inline_cache=inline if self._caches.inline else None,
             )
             digest = "sha256:" + hashlib.sha256(f"{getattr(session, 'id', '')}-export-{number}".encode()).hexdigest()
             with step(self.reporter, exporter.name, digest=digest) as shown:
@@ -164,14 +186,14 @@ class Build:
         return answers
 
 
-async def _evaluate(result: FrontendResult) -> Exportable:
-    refs: dict[str, Ref | None] = {}
+async def _evaluate(result: FrontendResult) -> dict[str, Built | None]:
+    built: dict[str, Built | None] = {}
 
     async def one(key: str, ref: Any) -> None:
-        refs[key] = await ref.result() if isinstance(ref, EngineRef) else None
+        built[key] = await ref.built() if isinstance(ref, EngineRef) else None
 
     await run_all([one(key, ref) for key, ref in result.refs.items()])
-    return Exportable(refs={key: refs[key] for key in result.refs}, metadata=result.metadata)
+    return {key: built[key] for key in result.refs}
 
 
 def _with_epoch(attrs: Mapping[str, str], options: Mapping[str, str]) -> Mapping[str, str]:

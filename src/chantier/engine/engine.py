@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +37,14 @@ from .results import Results
 if TYPE_CHECKING:
     from chantier.dockerfile.bridge import SourceMeta
 
+    from chantier.dockerfile.bridge import FrontendResult
+
+    from .bridge import EngineBridge
     from .build import Build
+
+    RunFrontendImage = Callable[
+        ["EngineBridge", str, Mapping[str, str], Mapping[str, pb.Definition]], Awaitable[FrontendResult]
+    ]
 
 
 class Engine:
@@ -60,6 +67,7 @@ class Engine:
         self.platforms: list[Platform] = [host_platform(), *emulated()]
         self.caps = CAPS
         self.registries = Registries(config)
+        self.run_frontend_image: RunFrontendImage | None = None  # set by a door that can
         self._opened = False
 
     async def __aenter__(self) -> Self:
@@ -157,6 +165,11 @@ class Engine:
     @property
     def db(self) -> Db:
         return self._root.db
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop it was entered in: sessions live there."""
+        return self._loop
 
     def disk(self) -> Disk:
         return self._root.disk()

@@ -13,7 +13,10 @@ from chantier.store import Writer
 
 
 class RegistryFetcher:
-    """Layers from registries, and from content stores of sessions (`session:STORE`, for OCI layouts)."""
+    """Layers from registries (`insecure:` is one whose certificate need not be good) and content stores of sessions.
+
+    `session:STORE` is one of these: an OCI layout, a cache directory.
+    """
 
     def __init__(self, registry_for: Callable[[Sequence[Any]], Any]) -> None:
         self._registry_for = registry_for
@@ -30,8 +33,10 @@ class RegistryFetcher:
         cancelled: Callable[[], bool],
     ) -> None:
         kind, _, name = source.partition(":")
-        if kind == "registry":
-            self._registry_for(sessions).fetch_blob(Reference.parse(name), descriptor, writer, cancelled=cancelled)
+        if kind in ("registry", "insecure"):
+            registry = self._registry_for(sessions)
+            registry = registry.insecure() if kind == "insecure" else registry
+            registry.fetch_blob(Reference.parse(name), descriptor, writer, cancelled=cancelled)
         elif kind == "session" and self.layouts is not None:
             self.layouts.fetch(name, descriptor, writer, sessions)
         else:

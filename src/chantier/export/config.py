@@ -5,34 +5,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from chantier.errors import UsageError
 from chantier.spec import Platform, dumps, host_platform
+from chantier.spec.times import parse_rfc3339, rfc3339
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def rfc3339(nanoseconds: int) -> str:
-    """As Go prints a UTC time: trailing zeros of the fraction are dropped."""
-    seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    text = (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
-    return text + (f".{rest:09d}".rstrip("0") if rest else "") + "Z"
-
-
-def parse_rfc3339(text: str) -> int:
-    """Nanoseconds since the epoch; raises ValueError."""
-    body, fraction = text, ""
-    if "." in text:
-        body, rest = text.split(".", 1)
-        digits = len(rest) - len(rest.lstrip("0123456789"))
-        fraction, zone = rest[:digits], rest[digits:]
-        body += zone
-    moment = datetime.fromisoformat(body.replace("Z", "+00:00"))
-    whole = (moment - _EPOCH) // timedelta(seconds=1)
-    return whole * 1_000_000_000 + int((fraction + "000000000")[:9])
 
 
 def default_config(platform: Platform | None) -> bytes:

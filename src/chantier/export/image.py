@@ -93,6 +93,7 @@ async def make_image(what: Exportable, options: ImageOptions, context: ExportCon
             descriptions=[layer.description for layer in layers],
             epoch=epoch,
             base_history=_base_history(what, platform_id),
+            extra=await _inline_cache(platform_id, layers, context, step),
         )
         config_descriptor = _document(config, OCI_CONFIG, options)
         manifest = _manifest(config_descriptor, layers, options, platform_id)
@@ -153,6 +154,13 @@ def store_documents(image: Image, context: ExportContext) -> None:
     for blob in image.blobs:
         if blob.data is not None:
             context.blobs.put(blob.data, media_type=blob.descriptor.media_type)
+
+
+async def _inline_cache(platform: str, layers: Sequence[LayerBlob], context: ExportContext, step: Step) -> dict[str, Any] | None:
+    if context.inline_cache is None:
+        return None
+    value = await context.inline_cache(platform, layers, step)
+    return {"moby.buildkit.cache.v0": value.decode()} if value is not None else None
 
 
 async def _rewritten(

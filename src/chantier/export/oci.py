@@ -19,8 +19,8 @@ from chantier.op.worker import threaded
 from chantier.progress import Step
 from chantier.session.types import FileSink
 from chantier.spec import Descriptor, Reference, descriptor_to_json, dumps
+from chantier.spec.times import rfc3339
 
-from .config import rfc3339
 from .image import Blob, Image, make_image
 from .options import ImageOptions
 from .types import Exportable, ExportContext, Finalize, Response

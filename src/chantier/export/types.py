@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from chantier.cache import Cache, Ref
+from chantier.cache import Cache, LayerBlob, Ref
 from chantier.progress import Reporter, Step
 from chantier.session.types import Session
 from chantier.spec import Platform
@@ -68,7 +68,11 @@ class ExportContext:
     number: int = 0  # index of the exporter in the request: names the output on the session
     mount_dir: Path  # where results may be mounted while they are read
     cancelled: Callable[[], bool] = lambda: False
+    inline_cache: InlineCache | None = None  # what an image with these layers carries as its cache
 
+
+InlineCache = Callable[[str, Sequence[LayerBlob], Step], Awaitable[bytes | None]]
+"""(platform id, the image's layers, the exporter's step) -> the value of the config's `moby.buildkit.cache.v0`."""
 
 Finalize = Callable[[Step], Awaitable[None]]
 """What is left to do after all exporters have run: pushing."""

@@ -193,11 +193,7 @@ class LocalSession:
         return _chunks(stream, head)
 
     async def blob(self, store: str, digest: str) -> AsyncIterator[bytes]:
-        layout = self._layouts.get(store)
-        if layout is None:
-            layout = self._layouts.get(store.removeprefix("oci:"))
-        if layout is None:
-            raise NotFoundError(f"unknown content store {store}")
+        layout = self._layout(store)
         parsed = Digest.parse(digest)
         path = layout / "blobs" / parsed.algorithm / parsed.hex
         try:
@@ -207,6 +203,51 @@ class LocalSession:
         except OSError as err:
             raise SessionError(f"failed to read {path}: {(err.strerror or '').lower()}") from err
         return _chunks(file, b"", close=True)
+
+    async def blob_size(self, store: str, digest: str) -> int | None:
+        """None if the store has it not."""
+        from .content import LayoutStore
+
+        layout = LayoutStore(self._layout(store))
+        try:
+            return await asyncio.to_thread(layout.size, digest)
+        except NotFoundError:
+            return None
+
+    async def write_blob(
+        self, store: str, digest: str, size: int, chunks: AsyncIterator[bytes] | Iterable[bytes], *, ref: str = ""
+    ) -> bool:
+        """Put a blob into a store; False if it was there. Raises IntegrityError, SessionError; then it is not there."""
+        from chantier.wire import GrpcError
+
+        from .content import LayoutStore
+
+        layout = LayoutStore(self._layout(store))
+        if await self.blob_size(store, digest) is not None:
+            return False
+        ref = ref or f"{digest} {new_id()}"
+        try:
+            offset = 0
+            if isinstance(chunks, AsyncIterator):
+                async for chunk in chunks:
+                    offset = await asyncio.to_thread(layout.write, ref, offset, chunk)
+            else:
+                for chunk in chunks:
+                    offset = await asyncio.to_thread(layout.write, ref, offset, chunk)
+            await asyncio.to_thread(layout.commit, ref, size, digest)
+        except GrpcError:
+            return False  # somebody else wrote it meanwhile
+        except OSError as err:
+            raise SessionError(f"failed to write {digest} to {layout.root}: {(err.strerror or str(err)).lower()}") from err
+        finally:
+            await asyncio.to_thread(layout.abort, ref)
+        return True
+
+    def _layout(self, store: str) -> Path:
+        layout = self._layouts.get(store) or self._layouts.get(store.removeprefix("oci:"))
+        if layout is None:
+            raise NotFoundError(f"unknown content store {store}")
+        return layout
 
     # -- results out
 

@@ -8,7 +8,7 @@ is gone. "Not there" is None, not an error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -106,7 +106,15 @@ class Session(Protocol):
         """
 
     async def blob(self, store: str, digest: str) -> AsyncIterator[bytes]:
-        """A blob of the client's content store `store` (oci-layout contexts). Raises NotFoundError."""
+        """A blob of the client's content store `store` (oci-layout contexts, cache directories). Raises NotFoundError."""
+
+    async def blob_size(self, store: str, digest: str) -> int | None:
+        """The size of such a blob; None if the store has it not."""
+
+    async def write_blob(
+        self, store: str, digest: str, size: int, chunks: AsyncIterator[bytes] | Iterable[bytes], *, ref: str = ""
+    ) -> bool:
+        """Put a blob into such a store, verified; False if it was there."""
 
 
 __all__ = ["Credentials", "FileSink", "FilesRequest", "Session", "Stream"]
