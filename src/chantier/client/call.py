@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from chantier.errors import UsageError
 from chantier.spec import Platform, host_platform, new_id
 
+from .cache_dir import stores, with_digest
 from .context import Context, is_git_url, is_http_url, resolve_context
 from .output import Output, plan_outputs
 from .parse import parse_annotations, parse_csv_fields, parse_host, parse_tag, parse_ulimit
@@ -159,10 +160,11 @@ def _prepare(
     ssh = request.ssh
     if not ssh and context.attrs.get("context", "").startswith(("git@", "ssh://")) and env.get("SSH_AUTH_SOCK"):
         ssh = (Ssh(paths=(env["SSH_AUTH_SOCK"],)),)
-    imports = tuple(c for text in request.cache_from for c in _cache_specs(text))
+    imports = tuple(with_digest(c) for text in request.cache_from for c in _cache_specs(text))
     exports = [c for text in request.cache_to for c in _cache_specs(text)]
     if request.build_args.get("BUILDKIT_INLINE_CACHE") in ("1", "true") and not any(c.type == "inline" for c in exports):
         exports.append(CacheSpec(type="inline", attrs={}))
+    layouts.update(stores(imports, exports))
     return Prepared(
         call=SolveCall(
             ref=new_id(),

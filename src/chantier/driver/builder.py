@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chantier.client import BuildResult, Prepared
+from chantier.client.cache_dir import name_caches
 from chantier.errors import CancelledError_, ChantierError, SolveError, UsageError
 from chantier.progress import Reporter
 from chantier.spec import Platform
@@ -245,6 +246,7 @@ async def build_on(client: Client, prepared: Prepared, reporter: Reporter, env: 
             raise
         except ChantierError as err:
             raise SolveError(f"failed to solve: {err}", err) from err
+    await asyncio.to_thread(name_caches, prepared, answer.response)
     return result_of(prepared.call.ref, dict(answer.response), dict(answer.metadata))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chantier.client import BuildResult, Prepared
+from chantier.client.cache_dir import name_caches
 from chantier.config import Config, find, load, state_root
 from chantier.errors import ChantierError, SolveError
 from chantier.progress import Reporter
@@ -73,6 +74,7 @@ class Embedded(Running):
                 result = await engine.solve(request, session, reporter)
             except ChantierError as err:
                 raise SolveError(f"failed to solve: {err}", err) from err
+        await asyncio.to_thread(name_caches, prepared, result.response)
         return result_of(result.ref, dict(result.response), dict(result.metadata))
 
     async def _open(self) -> Engine:

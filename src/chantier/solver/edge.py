@@ -356,6 +356,7 @@ class ActiveEdge:
         writer.add(*self.vertex.store.adopt(key, record.source))
         writer.save(self.result, lambda made: (Keep(key=key, record=CacheRecord(key=key, result=made, created_at=at)),))
         self.matched[key] = 0
+        self._link()
 
     async def _follow(self, owner: ActiveEdge) -> None:
         """Take the result of an equal edge."""
