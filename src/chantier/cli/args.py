@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from chantier.errors import UsageError
+
+LIST = "--__list"
+"""In place of arguments: print what there is to complete, and end."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,4 +38,9 @@ class Parser(argparse.ArgumentParser):
         return f"did you mean {near[0]}?" if near else f"run `{self.prog} --help`"
 
     def parse(self, args: Sequence[str]) -> argparse.Namespace:
+        if list(args) == [LIST]:
+            words = [o for action in self._actions for o in action.option_strings if action.help != argparse.SUPPRESS]
+            choices = [str(c) for action in self._actions if not action.option_strings for c in action.choices or ()]
+            sys.stdout.write("".join(word + "\n" for word in (*words, *choices)))
+            raise SystemExit(0)
         return self.parse_intermixed_args(list(args))

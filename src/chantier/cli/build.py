@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from chantier.client import BuildRequest, BuildResult, parse_output, prepare
 from chantier.client.parse import parse_contexts, parse_labels, parse_pairs, parse_secret, parse_size, parse_ssh
@@ -34,6 +35,10 @@ def run(args: Sequence[str], debug: bool) -> int:
 
     driver = open_builder(given.builder, root=given.root, config=given.config, env=os.environ)
     prepared = prepare(request, stdout_is_tty=sys.stdout.isatty(), default_output=driver.default_output, save=saving(os.environ))
+    if given.on_error:
+        from .on_error import on_failure
+
+        prepared = replace(prepared, on_failure=on_failure(given.on_error, lambda: display, debug=debug))
     if given.iidfile and os.path.exists(given.iidfile):
         os.unlink(given.iidfile)
     show_progress = "quiet" if quiet else given.progress
@@ -120,6 +125,7 @@ def _parser() -> Parser:
     add("--network", default="default", metavar="MODE", help="network of the steps: default, host or none")
     add("--no-cache", action="store_true", help="run every step again")
     add("--no-cache-filter", action="append", default=[], metavar="STAGE", help="run the steps of these stages again")
+    add("--on-error", default="", metavar="shell", help="open a shell in a step that failed (embedded engine, on a terminal)")
     add(
         "-o",
         "--output",

@@ -9,7 +9,18 @@ from collections.abc import Callable, Sequence
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("build", "build an image from a Dockerfile"),
+    "completion": ("completion", "print a shell's completion script"),
     "config": ("config", "check a config file, or show what is in effect"),
+    "create": ("create", "create a builder, or change one"),
+    "dial-stdio": ("dial_stdio", "proxy standard input and output to a builder"),
+    "du": ("du", "show what a builder's cache holds"),
+    "inspect": ("inspect", "show a builder"),
+    "ls": ("ls", "list builders"),
+    "prune": ("prune", "delete what a builder's cache holds"),
+    "rm": ("rm", "remove builders"),
+    "stop": ("stop", "stop a builder"),
+    "update": ("update", "change the config of a builder that exists"),
+    "use": ("use", "choose the builder to build with"),
     "version": ("version", "print the version"),
 }
 _ALIASES = {"b": "build"}
@@ -37,10 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args[0] == "--version":
         args = ["version"]
+    if args[0] == "__complete":
+        from .completion import complete
+
+        return complete(args[1:])
     name = _ALIASES.get(args[0], args[0])
     if name not in COMMANDS:
         return _unknown(args[0])
-    return run_command(_load(name), args[1:], debug=debug)
+    return run_command(load(name), args[1:], debug=debug)
 
 
 def usage() -> str:
@@ -67,7 +82,7 @@ def run_command(command: Callable[[Sequence[str], bool], int], args: Sequence[st
         return err.exit_code if isinstance(err, ChantierError) else 1
 
 
-def _load(name: str) -> Callable[[Sequence[str], bool], int]:
+def load(name: str) -> Callable[[Sequence[str], bool], int]:
     from importlib import import_module
 
     run: Callable[[Sequence[str], bool], int] = import_module(f"chantier.cli.{COMMANDS[name][0]}").run

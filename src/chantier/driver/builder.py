@@ -99,6 +99,15 @@ class Builder(Running):
                     raise
         raise AssertionError
 
+    async def node_for(self, platform: str, reporter: Reporter) -> Driver:
+        """The node that builds for a platform; the first for none."""
+        if not platform or len(self.drivers) == 1:
+            return self.drivers[0]
+        pick = _pick(platform, [d.node.platforms or () for d in self.drivers])
+        if pick is None:
+            pick = _pick(platform, [await self._platforms(d, reporter) for d in self.drivers], loose=True)
+        return self.drivers[pick or 0]
+
     async def facts(self, driver: Driver, *, timeout_s: float = 20.0) -> Facts:
         """What a node says of itself; never raises for one that cannot be asked."""
         try:

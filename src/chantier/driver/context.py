@@ -50,6 +50,10 @@ class SocketStream:
         self._writer.write(data)
         await self._writer.drain()
 
+    async def close_write(self) -> None:
+        if self._writer.can_write_eof():
+            self._writer.write_eof()
+
     async def close(self) -> None:
         self._writer.close()
         with suppress(OSError, ssl.SSLError):

@@ -10,6 +10,7 @@ kube-pod://POD[?context=&namespace=&container=]   kubectl exec -i POD -- buildct
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from chantier.errors import UsageError
+from chantier.errors import ChantierError, UsageError
 from chantier.wire import ByteStream, Channel, Keepalive, dial
 from chantier.wire.tls import client_context
 
+from .context import SocketStream
 from .pipe import Pipe
 
 SCHEMES = ("docker-container", "kube-pod", "nerdctl-container", "podman-container", "ssh", "tcp", "unix")
@@ -87,6 +89,26 @@ def channel_to(
     return Channel.over(connect, name=address, keepalive=KEEPALIVE)
 
 
+async def stream_to(
+    address: str, *, certificates: Certificates = NO_CERTIFICATES, env: Mapping[str, str] = os.environ
+) -> ByteStream:
+    """A connection as bare bytes. Raises ChantierError."""
+    check_address(address)
+    scheme, _, rest = address.partition("://")
+    try:
+        if scheme == "unix":
+            return SocketStream(*await asyncio.open_unix_connection(rest))
+        if scheme == "tcp":
+            url = urlsplit(address)
+            tls = client_context(ca=certificates.ca, cert=certificates.cert, key=certificates.key) if certificates else None
+            name = certificates.server_name or url.hostname
+            found = await asyncio.open_connection(url.hostname, url.port, ssl=tls, server_hostname=name if tls else None)
+            return SocketStream(*found)
+    except OSError as err:
+        raise ChantierError(f"failed to connect to {address}: {(err.strerror or str(err)).lower()}") from err
+    return await Pipe.start(command_of(address), env)
+
+
 def _ssh(url: SplitResult) -> list[str]:
     if url.password is not None:
         raise UsageError("ssh address must not have a password")
@@ -144,4 +166,14 @@ def command_of(address: str) -> Sequence[str]:
     return _COMMANDS[address.partition("://")[0]](urlsplit(address))
 
 
-__all__ = ["KEEPALIVE", "NO_CERTIFICATES", "SCHEMES", "Certificates", "channel_to", "check_address", "command_of", "is_address"]
+__all__ = [
+    "KEEPALIVE",
+    "NO_CERTIFICATES",
+    "SCHEMES",
+    "Certificates",
+    "channel_to",
+    "check_address",
+    "command_of",
+    "is_address",
+    "stream_to",
+]

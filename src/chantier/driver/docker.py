@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from chantier.errors import ChantierError, UsageError
 from chantier.progress import Reporter
+from chantier.wire import ByteStream
 
 from .context import Contexts
-from .dockerd import client_of, request
+from .dockerd import client_of, request, upgrade
 from .group import Node
 from .node import (
     CACHE_EXPORT,
@@ -82,6 +83,9 @@ class Docker(Driver):
 
     async def client(self, *, sticky: str = "") -> Client:
         return client_of(self.host)
+
+    async def stream(self, *, sticky: str = "") -> ByteStream:
+        return await upgrade(self.host, "/grpc")
 
     async def version(self) -> str:
         body = json.loads(await request(self.host, "GET", "/version"))

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from chantier.client import BuildResult, Prepared
 from chantier.client.cache_dir import name_caches
-from chantier.config import Config, find, load, state_root
+from chantier.client.worker import GCRule, Usage, Version, Worker
+from chantier.config import Config, find, gc_rules, load, state_root
 from chantier.errors import ChantierError, SolveError
 from chantier.progress import Reporter
 
@@ -21,6 +22,7 @@ from .running import Running, result_of
 
 if TYPE_CHECKING:
     from chantier.engine import Engine
+    from chantier.store import UsageRecord
 
 
 class Embedded(Running):
@@ -66,6 +68,7 @@ class Embedded(Running):
             cache_exports=tuple(CacheOptions(type=c.type, attrs=c.attrs) for c in call.cache_exports),
             entitlements=frozenset(call.entitlements),
             internal=call.internal,
+            on_failure=prepared.on_failure,
         )
         with ExitStack() as stack:
             session = await asyncio.to_thread(open_session, prepared.offer, self._env, stack)
@@ -77,6 +80,10 @@ class Embedded(Running):
         await asyncio.to_thread(name_caches, prepared, result.response)
         return result_of(result.ref, dict(result.response), dict(result.metadata))
 
+    async def client(self) -> EmbeddedClient:
+        """Opens the engine. It is closed with this driver, not with the client."""
+        return EmbeddedClient(await self._open())
+
     async def _open(self) -> Engine:
         if self._opening is None:
             self._opening = asyncio.Lock()
@@ -86,3 +93,91 @@ class Embedded(Running):
 
                 self._engine = await Engine(self.root, self.config).__aenter__()
             return self._engine
+
+
+class EmbeddedClient:
+    """The engine of this process, asked what a daemon is asked: the methods of `client.client.Client` that need no wire."""
+
+    name = "embedded"
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return
+
+    async def version(self, *, timeout_s: float | None = None) -> Version:
+        from chantier import __version__
+
+        return Version(package="chantier", version=f"v{__version__}")
+
+    async def workers(self, filters: Sequence[str] = (), *, timeout_s: float | None = None) -> tuple[Worker, ...]:
+        import socket
+
+        engine = self._engine
+        labels = {"executor": "oci", "snapshotter": engine.snapshotter_name, "hostname": socket.gethostname()}
+        rules = gc_rules(engine.config.worker_oci, engine.disk().total)
+        return (
+            Worker(
+                id="embedded",
+                labels={f"org.mobyproject.buildkit.worker.{k}": v for k, v in labels.items()},
+                platforms=tuple(engine.platforms),
+                gc=tuple(
+                    GCRule(
+                        all=rule.all,
+                        filters=tuple(rule.filters),
+                        keep_duration=int(rule.keep_duration_s * 1e9),
+                        reserved_space=rule.reserved_bytes,
+                        max_used_space=rule.max_used_bytes,
+                        min_free_space=rule.min_free_bytes,
+                    )
+                    for rule in rules
+                ),
+            ),
+        )
+
+    async def usage(self, filters: Sequence[str] = ()) -> tuple[Usage, ...]:
+        records = await asyncio.to_thread(self._engine.cache.usage, filters=tuple(filters))
+        return tuple(_usage(record) for record in records)
+
+    async def prune(
+        self,
+        filters: Sequence[str] = (),
+        *,
+        all: bool = False,
+        keep_duration: int = 0,
+        reserved_space: int = 0,
+        max_used_space: int = 0,
+        min_free_space: int = 0,
+    ) -> AsyncIterator[Usage]:
+        from chantier.store import Policy
+
+        policy = Policy(
+            all=all,
+            filters=tuple(filters),
+            keep_duration_ns=keep_duration,
+            reserved_space=reserved_space,
+            max_used_space=max_used_space,
+            min_free_space=min_free_space,
+        )
+        for record in await self._engine.prune(policy):
+            yield _usage(record)
+
+
+def _usage(record: UsageRecord) -> Usage:
+    return Usage(
+        id=record.id,
+        mutable=record.mutable,
+        in_use=record.in_use,
+        size=record.size,
+        parents=tuple(record.parents),
+        created_at=record.created_at,
+        last_used_at=record.last_used_at,
+        usage_count=record.usage_count,
+        description=record.description,
+        record_type=record.record_type,
+        shared=record.shared,
+    )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from chantier.errors import ChantierError, UsageError
 from chantier.progress import Reporter
+from chantier.wire import ByteStream
 
 from .group import Node
 
@@ -79,9 +80,17 @@ class Driver:
         """A new connection, the caller's to close. `sticky`: what builds have in common that should meet the same engine."""
         raise NotImplementedError
 
+    async def stream(self, *, sticky: str = "") -> ByteStream:
+        """The same as bare bytes: gRPC goes over it."""
+        raise NotImplementedError
+
     async def version(self) -> str:
         """Of daemons too old to say it themselves; "" if nobody knows."""
         return ""
+
+    async def deliver(self, node: Node, *, reload: bool) -> None:
+        """Give a running daemon the files of `node`; `reload`: it can take them over as it runs. Raises ChantierError."""
+        raise UsageError(f"the {self.KIND} driver delivers no config")
 
     async def stop(self) -> None:
         return

@@ -65,6 +65,9 @@ class Pipe:
         self._in.write(data)
         await self._in.drain()
 
+    async def close_write(self) -> None:
+        self._in.close()
+
     async def close(self) -> None:
         self._in.close()
         with suppress(OSError):

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 from chantier.errors import ChantierError, UsageError
 from chantier.progress import Reporter, step
+from chantier.wire import ByteStream
 
-from .dial import NO_CERTIFICATES, Certificates, channel_to, check_address
+from .dial import NO_CERTIFICATES, Certificates, channel_to, check_address, stream_to
 from .group import Node
 from .node import INACTIVE, RUNNING, Driver, check_opts
 
@@ -41,6 +42,9 @@ class Remote(Driver):
         from chantier.client.client import Client
 
         return Client(channel_to(self.node.endpoint, certificates=self.certificates, env=self.env))
+
+    async def stream(self, *, sticky: str = "") -> ByteStream:
+        return await stream_to(self.node.endpoint, certificates=self.certificates, env=self.env)
 
     async def status(self) -> str:
         async with await self.client() as client:
