@@ -56,6 +56,7 @@ class FakeBridge:
     platforms: Sequence[Platform] = (AMD64,)
     caps: frozenset[str] = caps.ALL
     session_id: str = "s1"
+    own_frontends: tuple[str, ...] = ("docker/dockerfile", "docker/dockerfile-upstream")
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # (ref, platform, log name)
     solved: list[pb.Definition] = field(default_factory=list)
     warnings: list[Warning] = field(default_factory=list)

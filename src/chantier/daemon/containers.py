@@ -100,14 +100,14 @@ class _Process:
         self._signals: list[int] = []
         self._background: set[asyncio.Task[None]] = set()
         # A container that is not there fails the stream, before anything of the process is told.
-        containers = gateway.build.bridge.containers
+        containers = gateway.bridge.containers
         try:
             self._container = containers.get(init.ContainerID)
         except NotFoundError as err:
             raise status_of(err) from err
         containers.check(0, init.Security)
         self._was_started = False
-        self.task: asyncio.Task[None] = asyncio.create_task(gateway.build.within(self._run()))
+        self.task: asyncio.Task[None] = asyncio.create_task(gateway.bridge.within(self._run()))
 
     # -- what the client sends
 

@@ -104,7 +104,7 @@ class Control:
         engine = await daemon.engine()
         session = await self._session(request.Session)
         async with engine.open(_engine_request(request), session, build.progress) as opened:
-            gateway = Gateway(opened, dict(request.FrontendInputs))
+            gateway = Gateway(opened.bridge, dict(request.FrontendInputs))
             build.opened.set_result(gateway)
             return await opened.finish(await self._result(opened, gateway, request))
 

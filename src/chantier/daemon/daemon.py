@@ -29,6 +29,7 @@ from .content import Content
 from .control import Control
 from .errors import build_status
 from .extras import own, traces
+from .frontend_image import FrontendImages
 from .history import History
 from .reload import changes_that_need_a_restart
 
@@ -168,6 +169,7 @@ class Daemon:
         try:
             engine = await Engine(self.root, self.config, allowed_entitlements=allowed).__aenter__()
             engine.worker.session_by_id = _ById(self.sessions)
+            engine.run_frontend_image = FrontendImages(lambda: self.config).run
             self.history = await asyncio.to_thread(History, self.root, engine.db, self.config.history)
         except BaseException as err:
             self._engine.set_exception(err if isinstance(err, Exception) else CancelledError_())

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chantier.engine import Build, CacheImport, EngineRef, ExistsError, FrontendResult, OciStore
+from chantier.engine import CacheImport, EngineBridge, EngineRef, ExistsError, FrontendResult, OciStore
 from chantier.errors import ChantierError, NotFoundError, UsageError
 from chantier.pb import gateway_pb2 as pb
 from chantier.pb import ops_pb2
@@ -53,8 +53,8 @@ METHODS = (
 class Gateway:
     """`returned` is the result that the client gives, or its error."""
 
-    def __init__(self, build: Build, inputs: Mapping[str, ops_pb2.Definition]) -> None:
-        self.build = build
+    def __init__(self, bridge: EngineBridge, inputs: Mapping[str, ops_pb2.Definition]) -> None:
+        self.bridge = bridge
         self.returned: asyncio.Future[FrontendResult] = asyncio.get_running_loop().create_future()
         self._inputs = inputs
         self._refs: dict[str, EngineRef] = {}
@@ -79,7 +79,7 @@ class Gateway:
         }
 
     async def handle(self, method: str, request: Any, call: ServerCall) -> Any:
-        return await self.build.within(self._run(self._handlers[method](request, call)))
+        return await self.bridge.within(self._run(self._handlers[method](request, call)))
 
     async def _run(self, work: Awaitable[T]) -> T:
         return await work
@@ -130,7 +130,7 @@ class Gateway:
     # -- what is asked
 
     async def _ping(self, request: pb.PingRequest, call: ServerCall) -> pb.PongResponse:
-        engine = self.build.engine
+        engine = self.bridge.engine
         return pb.PongResponse(
             FrontendAPICaps=caps(GATEWAY_CAPS), LLBCaps=llb_caps(engine), Workers=[worker_record(engine, brief=True)]
         )
@@ -160,8 +160,8 @@ class Gateway:
             if request.HasField("Definition") and getattr(request.Definition, "def"):
                 raise UsageError("cannot solve with both Definition and Frontend specified")
             inputs = dict(request.FrontendInputs)
-            return await self.build.run_frontend(request.Frontend, dict(request.FrontendOpt), inputs)
-        return FrontendResult(refs={"": await self.build.bridge.solve(request.Definition, cache_imports=imports)})
+            return await self.bridge.run_frontend(request.Frontend, dict(request.FrontendOpt), inputs)
+        return FrontendResult(refs={"": await self.bridge.solve(request.Definition, cache_imports=imports)})
 
     def _final(self, request: pb.SolveRequest, result: FrontendResult) -> None:
         """The way of returning before there was Return."""
@@ -217,7 +217,7 @@ class Gateway:
             warning = read_warning(request)
         except UsageError as err:
             raise GrpcError(INVALID_ARGUMENT, str(err)) from err
-        await self.build.bridge.warn(warning)
+        await self.bridge.warn(warning)
         return pb.WarnResponse()
 
     # -- containers
@@ -227,7 +227,7 @@ class Gateway:
 
     async def _new_container(self, request: pb.NewContainerRequest, call: ServerCall) -> pb.NewContainerResponse:
         try:
-            await self.build.bridge.containers.new(
+            await self.bridge.containers.new(
                 request.ContainerID,
                 [(mount, self.ref_of(mount.resultID)) for mount in request.Mounts],
                 network=request.Network,
@@ -241,26 +241,26 @@ class Gateway:
 
     async def _release_container(self, request: pb.ReleaseContainerRequest, call: ServerCall) -> pb.ReleaseContainerResponse:
         try:
-            await self.build.bridge.containers.release(request.ContainerID)
+            await self.bridge.containers.release(request.ContainerID)
         except NotFoundError as err:
             raise status_of(err) from err
         return pb.ReleaseContainerResponse()
 
     async def _read_file_container(self, request: pb.ReadFileRequest, call: ServerCall) -> pb.ReadFileResponse:
         window = request.Range
-        data = await self.build.bridge.containers.read_file(
+        data = await self.bridge.containers.read_file(
             request.Ref, request.MountIndex, request.FilePath, offset=window.Offset, length=window.Length
         )
         return pb.ReadFileResponse(Data=data)
 
     async def _read_dir_container(self, request: pb.ReadDirRequest, call: ServerCall) -> pb.ReadDirResponse:
-        found = await self.build.bridge.containers.read_dir(
+        found = await self.bridge.containers.read_dir(
             request.Ref, request.MountIndex, request.DirPath, pattern=request.IncludePattern
         )
         return pb.ReadDirResponse(entries=found)
 
     async def _stat_file_container(self, request: pb.StatFileRequest, call: ServerCall) -> pb.StatFileResponse:
-        found = await self.build.bridge.containers.stat_file(request.Ref, request.MountIndex, request.Path)
+        found = await self.bridge.containers.stat_file(request.Ref, request.MountIndex, request.Path)
         return pb.StatFileResponse(stat=found)
 
     # -- sources
@@ -269,7 +269,7 @@ class Gateway:
         self, request: pb.ResolveImageConfigRequest, call: ServerCall
     ) -> pb.ResolveImageConfigResponse:
         store = OciStore(session=request.SessionID, store=request.StoreID) if request.ResolverType == 1 else None
-        found = await self.build.bridge.resolve_image(
+        found = await self.bridge.resolve_image(
             request.Ref,
             platform=from_pb(request.Platform) if request.HasField("Platform") else None,
             mode=request.ResolveMode or "default",
@@ -284,9 +284,7 @@ class Gateway:
         if scheme in ("docker-image", "oci-layout"):
             await self._image_meta(request, answer, scheme, name)
             return answer
-        found = await self.build.bridge.resolve_source(
-            request.Source, log_name=request.LogName, return_object=request.Git.ReturnObject
-        )
+        found = await self.bridge.resolve_source(request.Source, log_name=request.LogName, return_object=request.Git.ReturnObject)
         if scheme == "git":
             answer.Git.Checksum, answer.Git.Ref = found.checksum, found.ref
             answer.Git.CommitChecksum = found.commit_checksum
@@ -305,7 +303,7 @@ class Gateway:
         store = None
         if scheme == "oci-layout":
             store = OciStore(session=attrs.get("oci.session", ""), store=attrs.get("oci.store", ""))
-        found = await self.build.bridge.resolve_image(
+        found = await self.bridge.resolve_image(
             name,
             platform=from_pb(request.Platform) if request.HasField("Platform") else None,
             mode=request.ResolveMode or attrs.get("image.resolvemode", "") or "default",

@@ -88,6 +88,10 @@ class Bridge(Resolver, Protocol):
     @property
     def session_id(self) -> str: ...
 
+    @property
+    def own_frontends(self) -> Sequence[str]:
+        """Repositories of frontend images that are not run but served by this very frontend; `*` is any."""
+
     async def solve(
         self, definition: pb.Definition, *, evaluate: bool = False, cache_imports: Sequence[CacheImport] = ()
     ) -> SolvedRef:

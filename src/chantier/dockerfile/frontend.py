@@ -25,8 +25,8 @@ from .options import Options
 CAPS = frozenset(f"moby.buildkit.frontend.{name}" for name in ("inputs", "subrequests", "contexts", "gitquerystring"))
 """What this frontend can be asked for with the option `frontend.caps`."""
 
-# Images that hold this very language; their versions only fix it, so all of them are served here.
-_OWN = frozenset(("docker.io/docker/dockerfile", "docker.io/docker/dockerfile-upstream"))
+# Images that hold this very language; their versions only fix it, so all of them are served here unless the engine says otherwise.
+_OWN = ("docker/dockerfile", "docker/dockerfile-upstream")
 _SYNTAX_ARG = "build-arg:BUILDKIT_SYNTAX"
 
 
@@ -68,14 +68,14 @@ async def _forward(
     argument = opts.get(_SYNTAX_ARG)
     if argument is not None:
         ref = argument.strip().split(" ", 1)[0]
-        if is_own(ref):
+        if is_own(ref, bridge.own_frontends):
             return None
         try:
             return await bridge.forward(ref, argument, {**opts, "cmdline": argument, "source": ref}, inputs)
         except ChantierError as err:
             raise err if err.sources else prefixed(err, f"failed with {_SYNTAX_ARG} = {argument}")
     found = detect_syntax(source.data)
-    if found is None or is_own(found[0]):
+    if found is None or is_own(found[0], bridge.own_frontends):
         return None
     ref, cmdline = found
     try:
@@ -87,12 +87,13 @@ async def _forward(
         raise
 
 
-def is_own(ref: str) -> bool:
-    """Whether a frontend reference means this frontend: `docker/dockerfile` of any version, or `dockerfile.v0`."""
-    if ref == "dockerfile.v0":
+def is_own(ref: str, own: Sequence[str] = _OWN) -> bool:
+    """Whether a frontend reference means this frontend: one of `own` in any version (`*`: all of them), or `dockerfile.v0`."""
+    if ref == "dockerfile.v0" or "*" in own:
         return True
     try:
-        return Reference.parse(ref).name in _OWN
+        name = Reference.parse(ref).name
+        return any(Reference.parse(one).name == name for one in own)
     except ReferenceError_:
         return False
 
@@ -197,6 +198,7 @@ class _Resolving:
         self._bridge = bridge
         self._images: dict[tuple[object, ...], asyncio.Task[ResolvedImage]] = {}
         self.session_id = bridge.session_id
+        self.own_frontends = bridge.own_frontends
         self.platforms: Sequence[Platform] = tuple(bridge.platforms)
         self.caps = bridge.caps
 

@@ -10,6 +10,7 @@ Three names to know: `Engine`, `SolveRequest`, `SolveResult`.
 from __future__ import annotations
 
 from chantier.dockerfile.bridge import Attestation, CacheImport, FrontendResult, OciStore
+from chantier.op.container import HeldContainer
 from chantier.solver import render as render_status
 from chantier.store import Policy, UsageRecord
 
@@ -29,6 +30,7 @@ __all__ = [
     "EngineRef",
     "ExistsError",
     "FrontendResult",
+    "HeldContainer",
     "OciStore",
     "Policy",
     "SolveRequest",

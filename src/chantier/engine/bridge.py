@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextvars
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chantier.cache import Ref
 from chantier.dockerfile.bridge import CacheImport, FrontendResult, OciStore, ResolvedImage, SourceMeta
-from chantier.errors import ChantierError, NotFoundError, UnsupportedError
+from chantier.errors import ChantierError, NotFoundError, UnsupportedError, UsageError
 from chantier.llb.definition import Graph, load
 from chantier.op.run_key import cache_mounts_to_clear, clear_cache_mounts
 from chantier.op.worker import threaded
@@ -118,6 +119,7 @@ class EngineBridge:
         self.sessions = tuple(sessions)
         self.entitlements = entitlements
         self._reporter = reporter
+        self._context = contextvars.copy_context()
         self._refs: list[EngineRef] = []
         self.containers = Containers(self)
         self.imports = Imports(engine, job, self.sessions, reporter)
@@ -183,6 +185,25 @@ class EngineBridge:
 
     async def warn(self, warning: Warning) -> None:
         self._reporter.emit(warning)
+
+    async def within(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run something in the build's context: what the store finds or makes is held by the build, whoever calls."""
+        return await asyncio.create_task(work, context=self._context.copy())
+
+    async def run_frontend(self, name: str, attrs: Mapping[str, str], inputs: Mapping[str, pb.Definition]) -> FrontendResult:
+        """`dockerfile.v0`, or a frontend image by `gateway.v0`. Raises UsageError for another name."""
+        if name == "gateway.v0":
+            source = attrs.get("source", "")
+            if source != "dockerfile.v0" or "context:dockerfile.v0" in attrs:
+                if not source:
+                    raise UsageError("no source specified for gateway")
+                return await self.forward(source, attrs.get("cmdline", ""), attrs, inputs)
+            name = source
+        if name != "dockerfile.v0":
+            raise UsageError(f"invalid frontend: {name}")
+        from chantier.dockerfile.frontend import frontend
+
+        return await frontend(attrs, inputs, self)
 
     @property
     def own_frontends(self) -> tuple[str, ...]:
