@@ -61,7 +61,7 @@ class Engine:
     snapshotter_name: str
 
     def __init__(self, root: Path, config: Config, *, allowed_entitlements: frozenset[str] | None = None) -> None:
-        self.path = root
+        self.path = root.absolute()  # runtimes are started elsewhere
         self.config = config
         self.allowed_entitlements = allowed_entitlements
         self.platforms: list[Platform] = [host_platform(), *emulated()]
