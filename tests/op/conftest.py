@@ -18,6 +18,7 @@ from chantier.llb.definition import LoadedVertex
 from chantier.op import Worker
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Recorder, Status, Step, Vertex
+from chantier.registry import Registries, RetryPolicy
 from chantier.snapshot import Overlay, mounted
 from chantier.solver.types import CacheMap
 from chantier.store import Root
@@ -106,8 +107,10 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     root = Root.open(tmp_path / "state")
     snapshots = Overlay(root.snapshots_dir, root.db)
     cache = Cache(root, root.db, root.blobs, snapshots)
-    made = Bench(Worker(root=tmp_path / "state", cache=cache, config=Config()))
+    registries = Registries(retry=RetryPolicy(base_s=0.01, cap_s=0.05))
+    made = Bench(Worker(root=tmp_path / "state", cache=cache, config=Config(), registries=registries))
     yield made
+    registries.close()
     for ref in made.keep:
         ref.release()
     made.worker.threads.shutdown()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chantier.errors import ChantierError, IntegrityError, NotFoundError, UnsupportedError
+from chantier.errors import ChantierError, FetchError, IntegrityError, NotFoundError, UnsupportedError
 from chantier.op.http import HttpOp, last_modified
 from chantier.pb import ops_pb2 as pb
 from chantier.session.local import LocalSession, SecretSource
@@ -248,3 +248,63 @@ def test_a_truncated_body_leaves_nothing(bench: Bench, server: Server) -> None:
     with pytest.raises(ChantierError, match="failed to load"):
         bench.run(op(bench, f"http://{server.host}/cut"))
     assert len(bench.cache.usage()) == before
+    assert len([1 for _, path, _ in server.asked if path == "/cut"]) == 4
+
+
+def test_a_body_that_breaks_off_goes_on(bench: Bench, server: Server) -> None:
+    whole = bytes(range(256)) * 400
+    cuts = iter([30_000, 70_000])
+
+    def answer(request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        start = int((request.headers.get("Range") or "bytes=0-")[6:].rstrip("-"))
+        request.send_response(206 if start else 200)
+        request.send_header("ETag", '"one"')
+        request.send_header("Content-Length", str(len(whole) - start))
+        request.send_header("Content-Range", f"bytes {start}-{len(whole) - 1}/{len(whole)}")
+        request.end_headers()
+        request.wfile.write(whole[start : next(cuts, len(whole))])
+        request.close_connection = True
+        raise ConnectionAbortedError
+
+    server.answers["/long"] = answer
+    server.http.handle_error = lambda *_: None  # type: ignore[method-assign,assignment]
+    made = op(bench, f"http://{server.host}/long")
+    bench.run(made)
+    assert bench.map_of(made).digest == bench.map_of(op(bench, server.serve("/long2", whole))).digest
+    asked = [(h.get("range"), h.get("if-range")) for _, path, h in server.asked if path == "/long"]
+    assert asked == [(None, None), ("bytes=30000-", '"one"'), ("bytes=70000-", '"one"')]
+
+
+def test_another_file_in_place_of_the_rest(bench: Bench, server: Server) -> None:
+    """A server without ranges, or whose file has changed, sends all of it: what was there before goes."""
+    bodies = iter([(b"old" * 1000, 2000), (b"new" * 900, 2700)])
+
+    def answer(request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        body, sent = next(bodies)
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body[:sent])
+        request.close_connection = True
+        raise ConnectionAbortedError
+
+    server.answers["/f"] = answer
+    server.http.handle_error = lambda *_: None  # type: ignore[method-assign,assignment]
+    (ref,) = bench.run(op(bench, f"http://{server.host}/f"))
+    assert bench.files(ref) == {"f": "new" * 900 + " 600"}
+
+
+def test_trouble_that_passes_has_a_code_of_its_own(bench: Bench, server: Server) -> None:
+    server.answers["/down"] = lambda _r: (503, {}, b"")
+    with pytest.raises(FetchError, match=r"^invalid response status 503$") as caught:
+        bench.run(op(bench, f"http://{server.host}/down"))
+    assert (caught.value.transient, caught.value.exit_code, len(server.asked)) == (True, 75, 4)
+    with pytest.raises(FetchError) as final:
+        bench.run(op(bench, f"http://{server.host}/gone"))
+    assert (final.value.transient, final.value.exit_code) == (False, 1)
+
+
+def test_login_in_the_address(bench: Bench, server: Server) -> None:
+    server.serve("/f")
+    bench.run(op(bench, f"http://me:p%40ss@{server.host}/f"))
+    assert server.asked[-1][2]["authorization"] == "Basic bWU6cEBzcw=="

@@ -13,8 +13,8 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from chantier.errors import (
     CancelledError_,
     ChantierError,
     DiskFullError,
+    FetchError,
     IntegrityError,
     NotFoundError,
     UnsupportedError,
@@ -32,26 +33,28 @@ from chantier.errors import (
 from chantier.kernel import write_all
 from chantier.llb.definition import LoadedVertex
 from chantier.pb import ops_pb2 as pb
+from chantier.registry.failures import TRANSIENT, TransportError
+from chantier.registry.retry import wait
+from chantier.registry.web import failure
 from chantier.snapshot import mounted
 from chantier.solver.types import CacheMap
 from chantier.spec import Digest, digest_of, dumps
 
 from .image import source_key
+from .trust import web_of
 from .worker import Worker, ask
 
 if TYPE_CHECKING:
-    import urllib3
-
     from chantier.cache import Ref
     from chantier.progress import Step
+    from chantier.registry import Web
+    from chantier.registry.transport import Response
     from chantier.session.types import Session
     from chantier.solver.types import JobContext
 
 SESSION_HOST = "buildkit-session"
 _META = "http.source"
 _CHUNK = 256 << 10
-_ATTEMPTS = 3
-_BACK_OFF_S = 0.5
 _HEADER_ATTRS = ("accept", "user-agent")
 
 
@@ -132,7 +135,10 @@ class HttpOp:
         if source.host == SESSION_HOST:
             return await self._from_session(job)
         headers = await source.request_headers(job)
-        return await self._worker.threaded(lambda cancelled: _Fetch(self._worker, source, headers, job.step, cancelled).run())
+        web = web_of(self._worker, job.sessions)
+        return await self._worker.threaded(
+            lambda cancelled: _Fetch(self._worker, web, source, headers, job.step, cancelled).run()
+        )
 
     async def _from_session(self, job: JobContext) -> _File:
         """A stream that the client offers. It can be read once."""
@@ -164,8 +170,10 @@ async def last_modified(source: pb.SourceOp, worker: Worker, sessions: Sequence[
         return None
     headers = await parsed.request_headers(_NoJob(tuple(sessions)))
 
+    web = web_of(worker, sessions)
+
     def head(cancelled: Callable[[], bool]) -> int | None:
-        with _request("HEAD", parsed.url, headers, cancelled) as response:
+        with web.open("HEAD", parsed.url, headers, cancelled=cancelled) as response:
             return _modified(response.headers) if response.status < 400 else None
 
     return await worker.threaded(head)
@@ -237,9 +245,16 @@ class _Fetch:
     """One fetch in a thread: kept files first, conditionally, then the whole."""
 
     def __init__(
-        self, worker: Worker, source: _Source, headers: Mapping[str, str], step: Step, cancelled: Callable[[], bool]
+        self,
+        worker: Worker,
+        web: Web,
+        source: _Source,
+        headers: Mapping[str, str],
+        step: Step,
+        cancelled: Callable[[], bool],
     ) -> None:
         self._worker = worker
+        self._web = web
         self._source = source
         self._headers = dict(headers)
         self._step = step
@@ -280,14 +295,14 @@ class _Fetch:
         # Some servers give another ETag for what they would compress; HEAD costs nothing, so ask for that one too.
         headers = {**self._conditional(kept), "accept-encoding": "gzip"}
         try:
-            with _request("HEAD", self._source.url, headers, self._cancelled) as response:
+            with self._web.open("HEAD", self._source.url, headers, cancelled=self._cancelled) as response:
                 return self._match(response, kept)
         except CancelledError_:
             raise
         except ChantierError:  # servers that know no HEAD: GET decides
             return None
 
-    def _match(self, response: urllib3.BaseHTTPResponse, kept: Mapping[str, tuple[_File, Ref]]) -> _File | None:
+    def _match(self, response: Response, kept: Mapping[str, tuple[_File, Ref]]) -> _File | None:
         if response.status not in (200, 304):
             return None
         found = kept.get(_etag(response.headers))
@@ -297,13 +312,12 @@ class _Fetch:
 
     def _get(self, kept: Mapping[str, tuple[_File, Ref]]) -> _File:
         source = self._source
-        with _request("GET", source.url, self._conditional(kept), self._cancelled) as response:
+        with self._web.open("GET", source.url, self._conditional(kept), cancelled=self._cancelled) as response:
             if response.status == 304:
                 found = self._match(response, kept)
                 if found is not None:
                     return found
-            if response.status < 200 or response.status >= 400:
-                raise ChantierError(f"invalid response status {response.status}", hint=f"from {_shown(source.url)}")
+            self._check(response)
             name = source.filename or _filename(response, source.url)
             store = _Store(self._worker, source, name, self._step)
             store.total = int(response.headers.get("content-length") or 0)
@@ -315,16 +329,47 @@ class _Fetch:
                 store.abort()
                 raise
 
-    def _copy(self, response: urllib3.BaseHTTPResponse, store: _Store) -> None:
-        import urllib3
+    def _check(self, response: Response) -> None:
+        if response.status < 200 or response.status >= 400:
+            raise FetchError(
+                f"invalid response status {response.status}",
+                host=self._source.host,
+                status=response.status,
+                transient=response.status in TRANSIENT,
+                hint=f"from {_shown(self._source.url)}",
+            )
 
-        try:
-            for chunk in response.stream(_CHUNK, decode_content=True):
-                if self._cancelled():
-                    raise CancelledError_
-                store.write(chunk)
-        except (urllib3.exceptions.HTTPError, OSError) as err:
-            raise ChantierError(f"failed to load {_shown(self._source.url)}: {err}") from err
+    def _copy(self, response: Response, store: _Store) -> None:
+        """The body; one that breaks off goes on where it ended if the server can, else it is asked for again."""
+        etag, packed = response.headers.get("etag", ""), bool(response.headers.get("content-encoding"))
+        stalls = reached = 0
+        while True:
+            try:
+                with response:
+                    for chunk in response.chunks(_CHUNK):
+                        store.write(chunk)
+                return
+            except TransportError as err:
+                stalls = 0 if store.size > reached else stalls + 1
+                reached = max(reached, store.size)
+                delay = self._web.delay_s(stalls + 1)
+                if not err.transient or delay is None:
+                    raise failure(self._source.url, err) from err
+            wait(delay if stalls else 0.0, self._cancelled)
+            headers = dict(self._headers)
+            if store.size and not packed:
+                headers["range"] = f"bytes={store.size}-"
+                if etag and not etag.startswith("W/"):  # a weak one says nothing of bytes (RFC 9110, 13.1.5)
+                    headers["if-range"] = etag
+            response = self._web.open("GET", self._source.url, headers, cancelled=self._cancelled)
+            if response.status != 206 or not response.headers.get("content-range", "").startswith(f"bytes {store.size}-"):
+                if response.status == 416:  # it has become shorter
+                    response.close()
+                    response = self._web.open("GET", self._source.url, self._headers, cancelled=self._cancelled)
+                if response.status >= 300:
+                    response.close()
+                    self._check(response)
+                store.restart()
 
 
 class _Store:
@@ -336,7 +381,7 @@ class _Store:
         self._name = _safe_name(name)
         self._step = step
         self._hash = hashlib.sha256()
-        self._size = 0
+        self.size = 0
         self._told = 0
         self._started: int | None = None
         self.total = 0
@@ -357,16 +402,23 @@ class _Store:
         except OSError as err:
             raise DiskFullError(f"failed to write {self._name}: {(err.strerror or '').lower()}") from err
         self._hash.update(data)
-        self._size += len(data)
-        if self._size - self._told >= 4 << 20:
+        self.size += len(data)
+        if self.size - self._told >= 4 << 20:
             self._tell()
 
+    def restart(self) -> None:
+        """Drop what was written."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self._hash = hashlib.sha256()
+        self.size = self._told = 0
+
     def _tell(self, *, done: bool = False) -> None:
-        self._told = self._size
+        self._told = self.size
         self._started = self._step.status(
             f"downloading {self._name}",
             name="downloading",
-            current=self._size,
+            current=self.size,
             total=self.total,
             started=self._started,
             done=done,
@@ -408,74 +460,6 @@ def _load(ref: Ref) -> _File | None:
     return _File(ref=ref.id, digest=digest, etag=etag, modified=modified)
 
 
-# -- HTTP --------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _request(
-    method: str, url: str, headers: Mapping[str, str], cancelled: Callable[[], bool]
-) -> Iterator[urllib3.BaseHTTPResponse]:
-    """A response whose body is not read yet; redirects are followed, without credentials where they lead elsewhere."""
-    import time
-
-    import urllib3
-
-    for attempt in range(_ATTEMPTS):
-        if cancelled():
-            raise CancelledError_
-        try:
-            response = _pool(url).request(
-                method,
-                url,
-                headers=dict(headers),
-                redirect=True,
-                preload_content=False,
-                timeout=urllib3.Timeout(connect=30, read=60),
-                retries=urllib3.Retry(total=10, connect=0, read=0, redirect=10, status=0, other=0, raise_on_redirect=True),
-            )
-        except (urllib3.exceptions.HTTPError, OSError) as err:
-            if attempt == _ATTEMPTS - 1 or not _passing(err):
-                raise ChantierError(f"failed to load {_shown(url)}: {_cause(err)}") from err
-        else:
-            if response.status not in (500, 502, 503, 504) or attempt == _ATTEMPTS - 1:
-                try:
-                    yield response
-                finally:
-                    response.close()
-                return
-            response.close()
-        time.sleep(_BACK_OFF_S * 2**attempt)
-
-
-def _pool(url: str) -> urllib3.PoolManager:
-    import ssl
-    from urllib.request import getproxies, proxy_bypass
-
-    import urllib3
-
-    parts = urlsplit(url)
-    context = ssl.create_default_context() if parts.scheme == "https" else None
-    proxy = getproxies().get(parts.scheme)
-    if proxy and not proxy_bypass(parts.netloc):
-        return urllib3.ProxyManager(proxy, ssl_context=context)
-    return urllib3.PoolManager(ssl_context=context)
-
-
-def _passing(err: Exception) -> bool:
-    """Whether another try may do better: a name that is not known or a bad certificate stays so."""
-    import urllib3
-
-    inner = getattr(err, "reason", err)
-    return not isinstance(
-        inner, urllib3.exceptions.SSLError | urllib3.exceptions.NameResolutionError | urllib3.exceptions.ResponseError
-    )
-
-
-def _cause(err: Exception) -> str:
-    inner = getattr(err, "reason", None)
-    return str(inner if isinstance(inner, Exception) else err)
-
-
 def _etag(headers: Mapping[str, str]) -> str:
     return (headers.get("etag") or "").removeprefix("W/").strip('"')
 
@@ -493,13 +477,13 @@ def _modified(headers: Mapping[str, str]) -> int | None:
 _DISPOSITION = re.compile(r';\s*filename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;\s]+))', re.IGNORECASE)
 
 
-def _filename(response: urllib3.BaseHTTPResponse, url: str) -> str:
+def _filename(response: Response, url: str) -> str:
     found = _DISPOSITION.search(response.headers.get("content-disposition") or "")
     if found:
         name = posixpath.basename((found[1] or found[2] or "").replace("\\", ""))
         if _is_name(name):
             return name
-    final = response.geturl() or url
+    final = response.url or url
     for where in (url, final):
         name = posixpath.basename(unquote(urlsplit(where).path))
         if _is_name(name):

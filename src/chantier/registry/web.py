@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from chantier.errors import FetchError
 
@@ -36,10 +37,11 @@ class Web:
         Raises FetchError where there is no answer, CancelledError_.
         """
         attempt = 0
+        request = _with_login(Request(method=method, url=url, headers={k.lower(): v for k, v in headers.items()}))
         while True:
             attempt += 1
             try:
-                response = self._follow(Request(method=method, url=url, headers=dict(headers)), cancelled)
+                response = self._follow(request, cancelled)
             except TransportError as err:
                 delay = self._policy.delay_s(attempt) if err.transient else None
                 if delay is None:
@@ -52,6 +54,10 @@ class Web:
                     return response
                 response.close()
             wait(delay, cancelled)
+
+    def delay_s(self, attempt: int) -> float | None:
+        """How long to wait after failure number `attempt` of a body; None: give up."""
+        return self._policy.delay_s(attempt)
 
     def _follow(self, request: Request, cancelled: Cancelled) -> Response:
         for _ in range(_MOST_REDIRECTS + 1):
@@ -73,6 +79,18 @@ class Web:
 def failure(url: str, err: TransportError) -> FetchError:
     """A failure of the transport, as what it means for a file."""
     return FetchError(f"failed to load {_shown(url)}: {err.brief}", host=err.host, transient=err.transient, hint=err.hint)
+
+
+def _with_login(request: Request) -> Request:
+    """A name and password in the address are a login, unless the caller has another (RFC 3986, 3.2.1)."""
+    parts = urlsplit(request.url)
+    if parts.username is None:
+        return request
+    plain = replace(request, url=urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
+    if "authorization" in request.headers:
+        return plain
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return plain.with_headers(authorization="Basic " + base64.b64encode(pair.encode()).decode())
 
 
 def _shown(url: str) -> str:
