@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Self
 
-from chantier.errors import ChantierError
+from chantier.errors import ChantierError, UnsupportedError
 from chantier.pb import control_pb2 as pb
 from chantier.progress import Reporter
 from chantier.session.serve import Attached, Offered, attach
@@ -130,6 +131,21 @@ class Client:
 
     def _tunnel(self, offered: Offered, /) -> AbstractAsyncContextManager[Attached]:
         return attach(self.channel, offered)
+
+    async def daemon_status(self, *, timeout_s: float | None = 20.0) -> dict[str, Any]:
+        """What chantierd says of itself: state, builds, steps, what waits for what. Raises UnsupportedError for other daemons."""
+        from chantier.pb import daemon_pb2
+
+        try:
+            answer = await Stub(self.channel, "chantier.v1.Daemon").unary(
+                "Status", daemon_pb2.StatusRequest(), timeout_s=timeout_s
+            )
+        except GrpcError as err:
+            if err.code == _UNIMPLEMENTED:
+                raise UnsupportedError(f"{self.name} is no chantierd: it does not tell what it does") from err
+            raise error_of(err) from err
+        found: dict[str, Any] = json.loads(answer.data)
+        return found
 
     def stub(self, service: str) -> Any:
         """Calls of another service of the daemon, such as its content store."""
