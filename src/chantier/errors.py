@@ -30,6 +30,7 @@ wants more, `hint` says what to do. `exit_code` follows docker buildx (1 in gene
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 EX_TEMPFAIL = 75
 
@@ -199,6 +200,7 @@ class StepError(ChantierError):
         super().__init__(brief, hint=hint)
         self.argv = argv
         self.exit_status = exit_status
+        self.failed: Any = None  # op.FailedStep: the state it left, where the build asked for it
 
 
 class CancelledError_(ChantierError):

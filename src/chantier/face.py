@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from .errors import ChantierError
 from .progress import Event, Reporter, Silent
 
 OnEvent = Callable[[Event], None]
+OnError = Callable[[Any], Any]
 
 
 class Builder:
@@ -30,16 +32,28 @@ class Builder:
 
         self._driver = Embedded(root=root, config=config)
 
-    def build(self, context: str | os.PathLike[str] = ".", *, on_event: OnEvent | None = None, **options: Any) -> BuildResult:
+    def build(
+        self,
+        context: str | os.PathLike[str] = ".",
+        *,
+        on_event: OnEvent | None = None,
+        on_error: OnError | None = None,
+        **options: Any,
+    ) -> BuildResult:
         """Build and wait. Options are those of the function `build`. Raises ChantierError and its kin."""
-        prepared = _prepared(context, options)
+        prepared = _prepared(context, options, on_error)
         return self._driver.build(prepared, _reporter(on_event))
 
     async def abuild(
-        self, context: str | os.PathLike[str] = ".", *, on_event: OnEvent | None = None, **options: Any
+        self,
+        context: str | os.PathLike[str] = ".",
+        *,
+        on_event: OnEvent | None = None,
+        on_error: OnError | None = None,
+        **options: Any,
     ) -> BuildResult:
         """The same in a running loop; several may run at once. Cancelling the task stops the build's steps."""
-        prepared = await asyncio.to_thread(_prepared, context, options)
+        prepared = await asyncio.to_thread(_prepared, context, options, on_error)
         return await self._driver.abuild(prepared, _reporter(on_event))
 
     def close(self) -> None:
@@ -64,12 +78,15 @@ def build(
     root: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | Config | None = None,
     on_event: OnEvent | None = None,
+    on_error: OnError | None = None,
     **options: Any,
 ) -> BuildResult:
     """Build an image from a Dockerfile, in this process.
 
     `context` is a directory, a git URL or an http(s) URL. `on_event` is called with each `progress.Event` (Vertex, Status,
-    Log, Warning), from whichever thread it arises in; it must not block.
+    Log, Warning), from whichever thread it arises in; it must not block. `on_error` is called when a step has failed, before
+    the build ends, with a `driver.shell.FailedStep`: `run(args)` runs a process in the state the step left, `shell()` opens a
+    shell in it on this terminal. A coroutine function is given the engine's own FailedBuild instead.
 
     Options, all keywords:
         dockerfile          path of the Dockerfile (default: in the context), or `dockerfile_text`, its text
@@ -84,7 +101,7 @@ def build(
     Returns the BuildResult. Raises ChantierError: a failed step is a SolveError whose `__cause__` is a StepError.
     """
     with Builder(root=root, config=config) as builder:
-        return builder.build(context, on_event=on_event, **options)
+        return builder.build(context, on_event=on_event, on_error=on_error, **options)
 
 
 async def abuild(
@@ -93,11 +110,12 @@ async def abuild(
     root: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | Config | None = None,
     on_event: OnEvent | None = None,
+    on_error: OnError | None = None,
     **options: Any,
 ) -> BuildResult:
     """`build` for a running event loop. Cancelling it stops the build and waits until its processes are gone."""
     async with Builder(root=root, config=config) as builder:
-        return await builder.abuild(context, on_event=on_event, **options)
+        return await builder.abuild(context, on_event=on_event, on_error=on_error, **options)
 
 
 class _Calling:
@@ -112,10 +130,15 @@ def _reporter(on_event: OnEvent | None) -> Reporter:
     return _Calling(on_event) if on_event is not None else Silent()
 
 
-def _prepared(context: str | os.PathLike[str], options: Mapping[str, Any]) -> Prepared:
+def _prepared(context: str | os.PathLike[str], options: Mapping[str, Any], on_error: OnError | None = None) -> Prepared:
     from .driver.save import saving
 
-    return prepare(request_of(context, **options), save=saving())
+    prepared = prepare(request_of(context, **options), save=saving())
+    if on_error is None:
+        return prepared
+    from .driver.shell import calling
+
+    return replace(prepared, on_failure=calling(on_error))
 
 
 def request_of(context: str | os.PathLike[str], **options: Any) -> BuildRequest:

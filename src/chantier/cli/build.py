@@ -38,7 +38,7 @@ def run(args: Sequence[str], debug: bool) -> int:
     if given.on_error:
         from .on_error import on_failure
 
-        prepared = replace(prepared, on_failure=on_failure(given.on_error, lambda: display, debug=debug))
+        prepared = replace(prepared, on_failure=on_failure(given.on_error, driver, lambda: display, debug=debug))
     if given.iidfile and os.path.exists(given.iidfile):
         os.unlink(given.iidfile)
     show_progress = "quiet" if quiet else given.progress

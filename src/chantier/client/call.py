@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from chantier.errors import UsageError
 from chantier.spec import Platform, host_platform, new_id
@@ -83,6 +83,7 @@ class Offer:
 class Prepared:
     call: SolveCall
     offer: Offer
+    on_failure: Callable[[Any], Awaitable[None]] | None = None  # for engines in this process: see `engine.FailedBuild`
 
 
 def prepare(

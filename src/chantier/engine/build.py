@@ -66,6 +66,7 @@ class Build:
         self.bridge = EngineBridge(
             self.engine, self.job, sessions=self.sessions, reporter=self.reporter, entitlements=self._entitlements
         )
+        self.job.keep_failed = self.request.on_failure is not None
         self._context = contextvars.copy_context()
         self.engine.registries.begin(self._owner, offline=self.request.attrs.get("image-resolve-mode") == "never")
         try:
@@ -83,6 +84,12 @@ class Build:
                 await self.job.__aexit__(kind, err, tb)
             finally:
                 self.engine.registries.end(self._owner)
+                if self.job.failures:
+                    await asyncio.to_thread(self._drop_failures)
+
+    def _drop_failures(self) -> None:
+        for failed in self.job.failures:
+            failed.drop(self.job.id)
 
     @property
     def _owner(self) -> str:

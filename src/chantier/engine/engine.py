@@ -212,4 +212,11 @@ class Engine:
         Cancelling the task cancels the build, and waits until it is gone.
         """
         async with self.open(request, session, reporter) as build:
-            return await build.finish(await build.drive())
+            try:
+                return await build.finish(await build.drive())
+            except ChantierError as err:
+                if request.on_failure is not None:
+                    from .failed import look
+
+                    await look(build, err)
+                raise

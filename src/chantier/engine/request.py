@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from chantier.pb import ops_pb2 as pb
+
+if TYPE_CHECKING:
+    from .failed import FailedBuild
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +33,7 @@ class SolveRequest:
     cache_exports: tuple[CacheOptions, ...] = ()
     entitlements: frozenset[str] = frozenset()
     internal: bool = False
+    on_failure: Callable[[FailedBuild], Awaitable[None]] | None = None  # called once a step has failed, before the build ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,8 +52,8 @@ class Stage:
     readonly: bool = False
     binds: list[Bind] = field(default_factory=list)
     outputs: dict[int, MutableRef | Ref] = field(default_factory=dict)
+    thrown: dict[int, MutableRef] = field(default_factory=dict)  # by mount: layers that nobody asked for
     _mounted: ExitStack = field(default_factory=ExitStack)
-    _held: ExitStack = field(default_factory=ExitStack)
 
     def unmount(self) -> None:
         """Unmount everything; the outputs may then be committed."""
@@ -72,15 +72,35 @@ class Stage:
             raise
         return done
 
+    def commit_all(self, mounts: Sequence[pb.Mount], inputs: Sequence[Ref | None]) -> list[Ref | None]:
+        """What each mount holds after the step, whether or not it is an output; by the number of the mount. After `unmount`."""
+        left: list[Ref | None] = []
+        try:
+            for index, mount in enumerate(mounts):
+                if mount.output in self.outputs and mount.mountType == pb.BIND:
+                    handle: MutableRef | Ref | None = self.outputs.pop(mount.output)
+                elif index in self.thrown:
+                    handle = self.thrown.pop(index)
+                else:
+                    given = input_of(mount, inputs)
+                    handle = given.clone() if given is not None else None
+                left.append(handle.commit() if handle is not None and hasattr(handle, "commit") else handle)
+        except BaseException:
+            for ref in left:
+                if ref is not None:
+                    ref.release()
+            raise
+        return left
+
     def close(self) -> None:
         """Unmount what is mounted and give back what was not committed."""
         try:
             self._mounted.close()
         finally:
-            for handle in self.outputs.values():
+            for handle in (*self.outputs.values(), *self.thrown.values()):
                 handle.release()
             self.outputs.clear()
-            self._held.close()
+            self.thrown.clear()
 
 
 def take_caches(
@@ -170,7 +190,7 @@ class _Maker:
 
     def add(self, index: int, mount: pb.Mount) -> None:
         if mount.mountType == pb.BIND:
-            mounts = self._tree(mount)
+            mounts = self._tree(index, mount)
             if mount.dest == ROOT:
                 self._root(mount, mounts)
             else:
@@ -189,7 +209,7 @@ class _Maker:
         else:
             raise UsageError(f"mount type {mount.mountType} not implemented")
 
-    def _tree(self, mount: pb.Mount) -> tuple[Mount, ...]:
+    def _tree(self, index: int, mount: pb.Mount) -> tuple[Mount, ...]:
         """The mounts of a bind's tree: the input itself, or a writable layer on it that is an output or is thrown away."""
         ref = input_of(mount, self.inputs)
         if mount.output >= 0:
@@ -205,7 +225,7 @@ class _Maker:
             return self._readable(ref)
         # A read-only root gets a layer too: the runtime must be able to make mount points in it.
         made = self._new(mount, ref)
-        self.stage._held.callback(made.release)
+        self.stage.thrown[index] = made
         return made.mounts()
 
     def _new(self, mount: pb.Mount, ref: Ref | None) -> MutableRef:

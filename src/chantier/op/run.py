@@ -37,14 +37,17 @@ from chantier.spec import new_id
 
 from .agent import agent_socket
 from .emulate import runs_here
-from .mounts import Given, Stage, release_caches, stage, take_caches
+from .mounts import Given, Stage, input_of, release_caches, stage, take_caches
 from .run_key import cache_map_of
 from .worker import Worker, ask, threaded
 
 if TYPE_CHECKING:
     from chantier.cache import MutableRef, Ref
     from chantier.session.types import Session
+    from chantier.solver import Job
     from chantier.solver.types import JobContext
+
+    from .failed import FailedStep
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -62,6 +65,7 @@ class RunOp:
 
     def __init__(self, vertex: LoadedVertex, worker: Worker) -> None:
         self._worker = worker
+        self._whole = vertex.op
         self._op = vertex.op.exec
         self._inputs = len(vertex.inputs)
         self._platform = platform_of(vertex.op)
@@ -93,7 +97,8 @@ class RunOp:
             except BaseException:
                 await self._worker.threaded(lambda _cancelled: ready.close())
                 raise
-            results = await self._worker.threaded(lambda _cancelled: self._finish(ready, ended), _release_all)
+            keep = tuple(other for other in getattr(job, "jobs", ()) if other.keep_failed)
+            results = await self._worker.threaded(lambda _cancelled: self._finish(ready, ended, inputs, keep), _release_all)
         return [results.get(number) for number in range(max(results, default=-1) + 1)]
 
     def _runtime(self) -> Runtime:
@@ -251,16 +256,32 @@ class RunOp:
             ),
         )
 
-    def _finish(self, ready: _Ready, ended: Exit) -> dict[int, Ref]:
-        """In a thread: clean the root, unmount, and commit; or say how the process failed."""
+    def _finish(self, ready: _Ready, ended: Exit, inputs: Sequence[Ref | None], keep: Sequence[Job]) -> dict[int, Ref]:
+        """In a thread: clean the root, unmount, and commit; or say how the process failed, for the jobs `keep` with its state."""
         try:
             ready.stubs.remove()
             if ended.oom or ended.code not in (tuple(self._op.meta.validExitCodes) or (0,)):
-                raise self._exit_error(ended)
+                err = self._exit_error(ended)
+                if keep:
+                    err.failed = self._kept(ready, inputs, keep)
+                raise err
             ready.stage.unmount()
             return ready.stage.commit()
         finally:
             ready.close()
+
+    def _kept(self, ready: _Ready, inputs: Sequence[Ref | None], keep: Sequence[Job]) -> FailedStep:
+        from .failed import FailedStep
+
+        ready.stage.unmount()
+        mounts = self._op.mounts
+        left = ready.stage.commit_all(mounts, inputs)
+        given = [ref.clone() if (ref := input_of(mount, inputs)) is not None else None for mount in mounts]
+        failed = FailedStep(self._worker, self._whole, given, left)
+        for job in keep:
+            failed.hold(job.id)
+            job.failures.append(failed)
+        return failed
 
     def _exit_error(self, ended: Exit) -> StepError:
         cause = "cannot allocate memory" if ended.oom else f"exit code: {ended.code}"

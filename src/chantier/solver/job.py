@@ -82,6 +82,8 @@ class Job:
         self.imports = tuple(imports)
         self.vertices: dict[ActiveVertex, None] = {}
         self.closed = False
+        self.keep_failed = False  # operations that fail put what they had made so far into `failures`, for the job's owner
+        self.failures: list[Any] = []
         self._solver = solver
         self._waiters: set[Waiter] = set()
 
