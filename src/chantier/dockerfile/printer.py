@@ -100,8 +100,9 @@ class _Printer:
         return " ".join([self._of.keyword, *flags, *([args] if args else [])])
 
     def _flag(self, word: str) -> str:
+        # Bytes that are no UTF-8 might become some beside each other: they are kept apart too.
         special = {*SPACES, "'", '"', self._escape}
-        return "".join(self._escape + char if char in special else char for char in word)
+        return "".join(self._escape + char if char in special or "\udc80" <= char <= "\udcff" else char for char in word)
 
     def _files(self, of: Add | Copy) -> tuple[str, list[str]]:
         """Sources and destination as words, or as JSON where words would not do; bodies of the heredocs that then are open."""
