@@ -12,8 +12,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("completion", "print a shell's completion script"),
     "config": ("config", "check a config file, or show what is in effect"),
     "create": ("create", "create a builder, or change one"),
+    "daemon": ("daemon", "show what a daemon does, and what waits for what"),
     "dial-stdio": ("dial_stdio", "proxy standard input and output to a builder"),
     "du": ("du", "show what a builder's cache holds"),
+    "graph": ("graph", "draw the graph of a build"),
     "inspect": ("inspect", "show a builder"),
     "ls": ("ls", "list builders"),
     "prune": ("prune", "delete what a builder's cache holds"),
@@ -23,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "use": ("use", "choose the builder to build with"),
     "version": ("version", "print the version"),
 }
+HIDDEN = {"buildctl": ("buildctl", "what drivers run beside a daemon")}
 _ALIASES = {"b": "build"}
 
 _USAGE = """Usage: chantier [--debug] COMMAND
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return complete(args[1:])
     name = _ALIASES.get(args[0], args[0])
-    if name not in COMMANDS:
+    if name not in COMMANDS and name not in HIDDEN:
         return _unknown(args[0])
     return run_command(load(name), args[1:], debug=debug)
 
@@ -85,7 +88,7 @@ def run_command(command: Callable[[Sequence[str], bool], int], args: Sequence[st
 def load(name: str) -> Callable[[Sequence[str], bool], int]:
     from importlib import import_module
 
-    run: Callable[[Sequence[str], bool], int] = import_module(f"chantier.cli.{COMMANDS[name][0]}").run
+    run: Callable[[Sequence[str], bool], int] = import_module(f"chantier.cli.{(COMMANDS | HIDDEN)[name][0]}").run
     return run
 
 
