@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from chantier.errors import ChantierError, NotFoundError, UnsupportedError, UsageError
+from chantier.errors import FetchError, NotFoundError, UnsupportedError, UsageError
 from chantier.llb.definition import LoadedVertex
 from chantier.pb import ops_pb2 as pb
 from chantier.snapshot import mounted
@@ -30,11 +30,13 @@ from chantier.spec import new_id
 
 from .agent import agent_socket
 from .image import source_key
+from .trust import git_settings, registries_of
 from .worker import Worker, ask
 
 if TYPE_CHECKING:
     from chantier.cache import MutableRef, Ref
     from chantier.progress import Step
+    from chantier.registry import RetryPolicy
     from chantier.session.types import Session
     from chantier.solver.types import JobContext
 
@@ -161,16 +163,31 @@ class _Git:
         env: Mapping[str, str],
         log: Callable[[bytes, int], None],
         *,
+        policy: RetryPolicy | None = None,
         repository: Path | None = None,
         tree: Path | None = None,
     ) -> None:
         self._env = env
         self._log = log
+        self._policy = policy
         self._repository = repository
         self._tree = tree
 
     def within(self, repository: Path, tree: Path | None = None, **env: str) -> _Git:
-        return _Git({**self._env, **env}, self._log, repository=repository, tree=tree)
+        return _Git({**self._env, **env}, self._log, policy=self._policy, repository=repository, tree=tree)
+
+    async def remotely(self, *args: str, show: bool = False) -> bytes:
+        """A command that talks to a remote: trouble that passes is waited out."""
+        attempt = 0
+        while True:
+            try:
+                return await self(*args, show=show)
+            except _GitError as err:
+                attempt += 1
+                delay = self._policy.delay_s(attempt) if self._policy is not None and err.transient else None
+                if delay is None:
+                    raise
+                await asyncio.sleep(delay)
 
     async def __call__(self, *args: str, show: bool = False) -> bytes:
         """Standard output. Raises ChantierError with what git said. `show` also logs the output."""
@@ -206,9 +223,19 @@ class _Git:
         return out
 
 
-class _GitError(ChantierError):
+_PASSING = re.compile(
+    r"could not resolve host|failed to connect|couldn't connect|connection (?:timed out|refused|reset)|operation timed out"
+    r"|timeout was reached|early eof|unexpected disconnect|the remote end hung up|rpc failed|gnutls recv error|recv failure"
+    r"|ssl_error_syscall|unexpected eof while reading|requested url returned error: (?:408|425|429|5\d\d)"
+    r"|connection closed by|connection unexpectedly closed|temporary failure in name resolution",
+    re.IGNORECASE,
+)
+"""What git and its helpers say of trouble that may pass (libcurl's and OpenSSH's words; the locale is C)."""
+
+
+class _GitError(FetchError):
     def __init__(self, brief: str, said: str) -> None:
-        super().__init__(brief)
+        super().__init__(brief, transient=_PASSING.search(said) is not None)
         self.said = said
 
 
@@ -247,16 +274,15 @@ async def _opened(worker: Worker, source: _Source, job: Any) -> AsyncIterator[_G
     }
     async with AsyncExitStack() as stack:
         header = await _authorization(source, job)
-        if header:
-            parts = urlsplit(source.remote)
-            env |= {
-                "GIT_CONFIG_COUNT": "1",
-                "GIT_CONFIG_KEY_0": f"http.{parts.scheme}://{parts.netloc.rpartition('@')[2]}/.extraheader",
-                "GIT_CONFIG_VALUE_0": f"Authorization: {header}",
-            }
         scratch = worker.tmp / f"git-{new_id()}"
         await worker.threaded(lambda _: scratch.mkdir(mode=0o700))
         stack.push_async_callback(worker.threaded, lambda _: shutil.rmtree(scratch, ignore_errors=True))
+        more, settings = await worker.threaded(lambda _: git_settings(source.remote, worker, job.sessions, scratch))
+        if header:
+            parts = urlsplit(source.remote)
+            place = f"http.{parts.scheme}://{parts.netloc.rpartition('@')[2]}/.extraheader"
+            settings.append((place, f"Authorization: {header}"))
+        env |= more | _settings(settings)
         env["GIT_SSH_COMMAND"] = _ssh_command(source, scratch)
         session = await _agent_session(source, job)
         if session is not None:
@@ -264,7 +290,15 @@ async def _opened(worker: Worker, source: _Source, job: Any) -> AsyncIterator[_G
                 agent_socket(session, source.agent, scratch / "agent", uid=os.geteuid(), gid=os.getegid(), mode=0o600)
             )
             env["SSH_AUTH_SOCK"] = str(path)
-        yield _Git(env, log)
+        yield _Git(env, log, policy=registries_of(worker).retry)
+
+
+def _settings(settings: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Configuration by the environment: in no argument list, for this process and its children alone (git-config(1))."""
+    env = {"GIT_CONFIG_COUNT": str(len(settings))} if settings else {}
+    for number, (key, value) in enumerate(settings):
+        env |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return env
 
 
 def _ssh_command(source: _Source, scratch: Path) -> str:
@@ -321,9 +355,9 @@ async def _resolve(git: _Git, source: _Source) -> _Commit:
         if not source.ref:
             return _checked(await _default_branch(git, source), source)
         ref = source.ref
-        out = await git("ls-remote", "--", source.remote, ref, ref + "^{}", show=True)
+        out = await git.remotely("ls-remote", "--", source.remote, ref, ref + "^{}", show=True)
     except _GitError as err:
-        raise ChantierError(f"failed to fetch remote {source.shown}: {err}") from err
+        raise FetchError(f"failed to fetch remote {source.shown}: {err}", transient=err.transient) from err
     found: dict[str, str] = {}
     for line in out.decode(errors="replace").splitlines():
         sha, tab, name = line.partition("\t")
@@ -339,7 +373,7 @@ async def _resolve(git: _Git, source: _Source) -> _Commit:
 
 
 async def _default_branch(git: _Git, source: _Source) -> _Commit:
-    out = (await git("ls-remote", "--symref", "--", source.remote, "HEAD", show=True)).decode(errors="replace")
+    out = (await git.remotely("ls-remote", "--symref", "--", source.remote, "HEAD", show=True)).decode(errors="replace")
     sha = re.search(r"^([0-9a-f]{40,64})\tHEAD$", out, re.MULTILINE)
     if sha is None:
         raise NotFoundError(f"could not find default branch for repository: {source.shown}")
@@ -406,16 +440,18 @@ async def _fetch(git: _Git, source: _Source, commit: _Commit) -> None:
         if args is whole and await _is_shallow(git):
             args = ["--unshallow", *whole]
         try:
-            await git("fetch", "--quiet", *args)
+            await git.remotely("fetch", "--quiet", *args)
         except _GitError as err:
             failed = failed or err
+            if err.transient:  # waited out already: asking for more will not do better
+                break
             continue
         # The name may have moved on since it was resolved.
         if await _has(git, commit.sha):
             await git("update-ref", local, commit.sha)
             return
     if failed is not None:
-        raise ChantierError(f"failed to fetch remote {source.shown}: {failed}") from failed
+        raise FetchError(f"failed to fetch remote {source.shown}: {failed}", transient=failed.transient) from failed
     raise NotFoundError(f"failed to fetch remote {source.shown}: it does not have commit {commit.sha}")
 
 
@@ -482,14 +518,14 @@ class _Checkout:
             if not source.skip_submodules and (into / ".gitmodules").is_file():
                 await self._submodules(git, into)
         except _GitError as err:
-            raise ChantierError(f"failed to checkout remote {source.shown}: {err}") from err
+            raise FetchError(f"failed to checkout remote {source.shown}: {err}", transient=err.transient) from err
         finally:
             await self._worker.threaded(lambda _: index.unlink(missing_ok=True))
         if source.subdir:
             await self._worker.threaded(lambda _: _take_subdir(root, into, source.subdir))
 
     async def _submodules(self, git: _Git, into: Path) -> None:
-        await git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
+        await git.remotely("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
         # Their `.git` files point into the shared repository, which no one who uses the result can reach.
         await self._worker.threaded(lambda _: _drop_git_files(into))
 
@@ -506,10 +542,10 @@ class _Checkout:
             await git("-c", "protocol.file.allow=always", "fetch", "--quiet", "-u", "--depth=1", "--no-tags", "--", f"file://{self._bare}", f"+{local}:{name if not _SHA.match(commit.ref) else 'refs/remotes/origin/HEAD'}")  # fmt: skip
             await git("checkout", "--quiet", "--detach", commit.sha)
             if not source.skip_submodules and (root / ".gitmodules").is_file():
-                await git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
+                await git.remotely("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
             await git("reflog", "expire", "--all", "--expire=now")
         except _GitError as err:
-            raise ChantierError(f"failed to checkout remote {source.shown}: {err}") from err
+            raise FetchError(f"failed to checkout remote {source.shown}: {err}", transient=err.transient) from err
 
         def tidy(_cancelled: Callable[[], bool]) -> None:
             for left in ("FETCH_HEAD", "ORIG_HEAD"):

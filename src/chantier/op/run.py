@@ -39,6 +39,7 @@ from .agent import agent_socket
 from .emulate import runs_here
 from .mounts import Given, Stage, input_of, release_caches, stage, take_caches
 from .run_key import cache_map_of
+from .trust import network_of, step_bundle, step_environment
 from .worker import Worker, ask, threaded
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class RunOp:
         for secret in self._op.secretenv:
             value = await _secret(job, secret.ID, optional=secret.optional)
             environment.append(f"{secret.name}={(value or b'').decode('utf-8', 'surrogateescape')}")
-        return tuple(environment)
+        return (*environment, *step_environment(network_of(self._worker, job.sessions), environment))
 
     @asynccontextmanager
     async def _network(self) -> AsyncIterator[str]:
@@ -220,6 +221,9 @@ class RunOp:
             except ChantierError as err:
                 raise StepError(self._failed(err.brief), argv=self._args, hint=err.hint) from err
             make_directory(staged.rootfs, cwd, user)
+            trust = network_of(self._worker, job.sessions)
+            if trust.inject_ca:
+                binds = (*binds, step_bundle(trust, staged.rootfs, _places(self._worker).owner))
             return _Ready(stage=staged, binds=binds, stubs=stubs, user=user)
         except BaseException:
             staged.close()
