@@ -9,6 +9,7 @@ import logging
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from chantier.engine import Build, CacheOptions, FrontendResult, Policy, SolveRequest, SolveResult, UsageRecord
@@ -24,6 +25,7 @@ from .clip import Clip
 from .errors import build_status
 from .gateway import Gateway
 from .history import ERROR_TYPE, descriptor_of, pack_status
+from .policy import SourcePolicy
 from .progress import Progress, replay
 from .workers import version, worker_record
 
@@ -103,8 +105,11 @@ class Control:
         daemon, request = self._daemon, build.request
         engine = await daemon.engine()
         session = await self._session(request.Session)
-        async with engine.open(_engine_request(request), session, build.progress) as opened:
+        policy = await self._policy(request)
+        async with engine.open(_engine_request(request, policy), session, build.progress) as opened:
             gateway = Gateway(opened.bridge, dict(request.FrontendInputs))
+            if policy is not None:
+                policy.resolve = partial(gateway.source_meta, unchecked=True)
             build.opened.set_result(gateway)
             return await opened.finish(await self._result(opened, gateway, request))
 
@@ -116,6 +121,13 @@ class Control:
             return await self._daemon.sessions.get(id)
         except SessionError:
             return None
+
+    async def _policy(self, request: pb.SolveRequest) -> SourcePolicy | None:
+        rules = [request.SourcePolicy] if request.HasField("SourcePolicy") and request.SourcePolicy.rules else []
+        if not rules and not request.SourcePolicySession:
+            return None
+        verifier = await self._daemon.sessions.get(request.SourcePolicySession) if request.SourcePolicySession else None
+        return SourcePolicy(rules, verifier)
 
     async def _result(self, opened: Build, gateway: Gateway, request: pb.SolveRequest) -> FrontendResult:
         if request.Frontend or request.HasField("Definition"):
@@ -246,7 +258,7 @@ def usage_message(record: UsageRecord) -> pb.UsageRecord:
     return made
 
 
-def _engine_request(request: pb.SolveRequest) -> SolveRequest:
+def _engine_request(request: pb.SolveRequest, policy: SourcePolicy | None) -> SolveRequest:
     exporters = [(e.Type, dict(e.Attrs)) for e in request.Exporters]
     if not exporters and request.ExporterDeprecated:
         exporters = [(request.ExporterDeprecated, dict(request.ExporterAttrsDeprecated))]
@@ -261,6 +273,7 @@ def _engine_request(request: pb.SolveRequest) -> SolveRequest:
         cache_exports=_cache_exports(request.Cache),
         entitlements=frozenset(request.Entitlements),
         internal=request.Internal,
+        check_source=policy,
     )
 
 

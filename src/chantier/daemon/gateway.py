@@ -279,12 +279,18 @@ class Gateway:
         return pb.ResolveImageConfigResponse(Ref=found.ref, Digest=found.digest, Config=found.config)
 
     async def _resolve_source_meta(self, request: pb.ResolveSourceMetaRequest, call: ServerCall) -> pb.ResolveSourceMetaResponse:
+        return await self.source_meta(request)
+
+    async def source_meta(self, request: pb.ResolveSourceMetaRequest, *, unchecked: bool = False) -> pb.ResolveSourceMetaResponse:
+        """`unchecked` is for a source policy that asks before it decides."""
         answer = pb.ResolveSourceMetaResponse(Source=request.Source)
         scheme, _, name = request.Source.identifier.partition("://")
         if scheme in ("docker-image", "oci-layout"):
-            await self._image_meta(request, answer, scheme, name)
+            await self._image_meta(request, answer, scheme, name, unchecked)
             return answer
-        found = await self.bridge.resolve_source(request.Source, log_name=request.LogName, return_object=request.Git.ReturnObject)
+        found = await self.bridge.resolve_source(
+            request.Source, log_name=request.LogName, return_object=request.Git.ReturnObject, unchecked=unchecked
+        )
         if scheme == "git":
             answer.Git.Checksum, answer.Git.Ref = found.checksum, found.ref
             answer.Git.CommitChecksum = found.commit_checksum
@@ -297,7 +303,12 @@ class Gateway:
         return answer
 
     async def _image_meta(
-        self, request: pb.ResolveSourceMetaRequest, answer: pb.ResolveSourceMetaResponse, scheme: str, name: str
+        self,
+        request: pb.ResolveSourceMetaRequest,
+        answer: pb.ResolveSourceMetaResponse,
+        scheme: str,
+        name: str,
+        unchecked: bool,
     ) -> None:
         attrs = request.Source.attrs
         store = None
@@ -309,7 +320,10 @@ class Gateway:
             mode=request.ResolveMode or attrs.get("image.resolvemode", "") or "default",
             log_name=request.LogName,
             store=store,
+            unchecked=unchecked,
         )
+        if found.ref != name:
+            answer.Source.identifier = f"{scheme}://{found.ref}"
         answer.Image.Digest = found.digest
         if not request.Image.NoConfig:
             answer.Image.Config = found.config

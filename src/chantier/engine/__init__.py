@@ -18,6 +18,7 @@ from .bridge import EngineBridge, EngineRef
 from .build import Build
 from .containers import ExistsError
 from .engine import Engine
+from .policy import SourceCheck, apply_rules
 from .request import CacheOptions, SolveRequest, SolveResult
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "Policy",
     "SolveRequest",
     "SolveResult",
+    "SourceCheck",
     "UsageRecord",
+    "apply_rules",
     "render_status",
 ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from chantier.cache import Ref
 from chantier.dockerfile.bridge import CacheImport, FrontendResult, OciStore, ResolvedImage, SourceMeta
 from chantier.errors import ChantierError, NotFoundError, UnsupportedError, UsageError
-from chantier.llb.definition import Graph, load
+from chantier.llb.definition import Graph, load, platform_to_pb
 from chantier.op.run_key import cache_mounts_to_clear, clear_cache_mounts
 from chantier.op.worker import threaded
 from chantier.pb import fsutil_pb2
@@ -26,6 +26,7 @@ from .cache_import import Imports
 from .containers import Containers
 from .files import read_dir, read_file, stat_file
 from .graph import to_edge
+from .policy import SourceCheck, checked_sources
 from .sources import place
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class EngineBridge:
         self.job = job
         self.sessions = tuple(sessions)
         self.entitlements = entitlements
+        self.check_source: SourceCheck | None = None
         self._reporter = reporter
         self._context = contextvars.copy_context()
         self._refs: list[EngineRef] = []
@@ -140,7 +142,8 @@ class EngineBridge:
     async def solve(
         self, definition: pb.Definition, *, evaluate: bool = False, cache_imports: Sequence[CacheImport] = ()
     ) -> EngineRef:
-        graph = load(definition, known_caps=self.engine.caps)
+        sources = await checked_sources(definition, self.check_source) if self.check_source is not None else None
+        graph = load(definition, known_caps=self.engine.caps, sources=sources)
         ref = EngineRef(self, definition, graph, cache_imports)
         self._refs.append(ref)
         stale = [id for id in cache_mounts_to_clear(graph) if id not in self._cleared]
@@ -159,14 +162,31 @@ class EngineBridge:
         mode: str = "default",
         log_name: str = "",
         store: OciStore | None = None,
+        unchecked: bool = False,
     ) -> ResolvedImage:
+        """`unchecked` is for a source policy that asks before it decides."""
         wanted = platform or self.engine.platforms[0]
+        if not unchecked:
+            ref = await self._checked_image(ref, wanted, store)
         reporter: Reporter = self._reporter if log_name else Silent()
         with step(reporter, log_name or f"resolve image config for docker-image://{ref}") as shown:
             try:
                 return await self._resolve(ref, wanted, mode, store, shown)
             except ChantierError as err:
                 raise err.reworded(f"failed to resolve source metadata for {ref}: {err.brief}") from err.__cause__
+
+    async def _checked_image(self, ref: str, platform: Platform, store: OciStore | None) -> str:
+        """The reference that the policy wants in its place."""
+        if self.check_source is None:
+            return ref
+        scheme = "docker-image://" if store is None else "oci-layout://"
+        source = pb.SourceOp(identifier=scheme + str(Reference.parse(ref).with_default_tag()))
+        made = await self.check_source(source, platform_to_pb(platform))
+        if made.identifier == source.identifier:
+            return ref
+        if not made.identifier.startswith(scheme):
+            raise UnsupportedError(f"the source policy turns the image {ref} into {made.identifier}, which has no image config")
+        return made.identifier.removeprefix(scheme)
 
     async def _resolve(self, ref: str, platform: Platform, mode: str, store: OciStore | None, shown: Step) -> ResolvedImage:
         if store is not None:
@@ -180,7 +200,11 @@ class EngineBridge:
                 shown.log(said.encode(), 2)
         return ResolvedImage(ref=ref, digest=str(found.digest), config=found.config)
 
-    async def resolve_source(self, source: pb.SourceOp, *, log_name: str = "", return_object: bool = False) -> SourceMeta:
+    async def resolve_source(
+        self, source: pb.SourceOp, *, log_name: str = "", return_object: bool = False, unchecked: bool = False
+    ) -> SourceMeta:
+        if self.check_source is not None and not unchecked:
+            source = await self.check_source(source, None)
         return await self.engine.source_meta(source, self.sessions, return_object=return_object)
 
     async def warn(self, warning: Warning) -> None:

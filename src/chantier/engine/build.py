@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextvars
 import hashlib
 import json
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from chantier.cache import LayerBlob
 from chantier.dockerfile.bridge import CacheImport, FrontendResult
 from chantier.errors import PolicyError, UsageError
 from chantier.export import Exportable, ExportContext, Exporter, Response, exporter_for
 from chantier.op.worker import run_all
-from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter, Step, step
 
 from .bridge import EngineBridge, EngineRef
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 
 SERVED = "chantier.registry.blobs"
 ENTITLEMENTS = ("network.host", "security.insecure", "device")
-T = TypeVar("T")
 
 
 class Build:
@@ -67,8 +64,8 @@ class Build:
             self.engine, self.job, sessions=self.sessions, reporter=self.reporter, entitlements=self._entitlements
         )
         self.job.keep_failed = self.request.on_failure is not None
-        self._context = contextvars.copy_context()
         self.engine.registries.begin(self._owner, offline=self.request.attrs.get("image-resolve-mode") == "never")
+        self.bridge.check_source = self.request.check_source
         try:
             await self.job.__aenter__()
         except BaseException:
@@ -96,24 +93,6 @@ class Build:
         """By which name the registries know this build: as `Engine.registry_for` gives it."""
         return str(getattr(self.session, "id", ""))
 
-    async def within(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run something in the build's context: what the store finds or makes is held by the build, whoever calls."""
-        return await asyncio.create_task(work, context=self._context.copy())
-
-    async def run_frontend(self, name: str, attrs: Mapping[str, str], inputs: Mapping[str, pb.Definition]) -> FrontendResult:
-        if name == "gateway.v0":
-            source = attrs.get("source", "")
-            if source != "dockerfile.v0" or "context:dockerfile.v0" in attrs:
-                if not source:
-                    raise UsageError("no source specified for gateway")
-                return await self.bridge.forward(source, attrs.get("cmdline", ""), attrs, inputs)
-            name = source
-        if name != "dockerfile.v0":
-            raise UsageError(f"invalid frontend: {name}")
-        from chantier.dockerfile.frontend import frontend
-
-        return await frontend(attrs, inputs, self.bridge)
-
     async def drive(self) -> FrontendResult:
         """Do what the request itself says: its definition, or its frontend."""
         request = self.request
@@ -123,7 +102,7 @@ class Build:
         attrs = dict(request.attrs)
         if imports and "cache-imports" not in attrs:  # the frontend passes them on with each of its own solves
             attrs["cache-imports"] = json.dumps([{"Type": one.type, "Attrs": dict(one.attrs)} for one in imports])
-        return await self.run_frontend(request.frontend, attrs, request.inputs)
+        return await self.bridge.run_frontend(request.frontend, attrs, request.inputs)
 
     async def finish(self, result: FrontendResult) -> SolveResult:
         """Make the result real, export it, push what is to be pushed, then send the caches."""

@@ -11,6 +11,7 @@ from chantier.pb import ops_pb2 as pb
 
 if TYPE_CHECKING:
     from .failed import FailedBuild
+    from .policy import SourceCheck
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class SolveRequest:
     cache_exports: tuple[CacheOptions, ...] = ()
     entitlements: frozenset[str] = frozenset()
     internal: bool = False
+    check_source: SourceCheck | None = None  # a policy that every source goes through before it is used
     on_failure: Callable[[FailedBuild], Awaitable[None]] | None = None  # called once a step has failed, before the build ends
 
 

@@ -60,8 +60,15 @@ class Graph:
     source: pb.Source | None = None
 
 
-def load(definition: pb.Definition | None, *, known_caps: frozenset[str] | None = None) -> Graph:
+def load(
+    definition: pb.Definition | None,
+    *,
+    known_caps: frozenset[str] | None = None,
+    sources: Mapping[str, pb.SourceOp] | None = None,
+) -> Graph:
     """Check a definition and recompute its digests bottom-up; missing platforms stay missing in the digest.
+
+    `sources` are used in place of those with these digests in the definition (source policies).
 
     Raises UsageError with BuildKit's texts for what cannot be a graph, and for a capability outside `known_caps`.
     """
@@ -105,6 +112,8 @@ def load(definition: pb.Definition | None, *, known_caps: frozenset[str] | None 
             for cap in metadata.caps:
                 if cap not in known_caps:
                     raise UsageError(f"unknown API capability {cap}")
+        if sources and original in sources:
+            op.source.CopyFrom(sources[original])
         validate(op)
         digest = digest_of(marshal_op(op))
         renamed[original] = digest

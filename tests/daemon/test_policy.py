@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which sources a build may use: rules in the request, and a verifier in the client's session."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from chantier.engine import apply_rules
+from chantier.errors import PolicyError
+from chantier.llb import image
+from chantier.pb import control_pb2, gateway_pb2, ops_pb2
+from chantier.pb import sourcepolicy_pb2 as sp
+from chantier.spec import new_id
+from chantier.wire import GrpcError, Stub
+
+from .conftest import CONTROL, Chantierd, driven
+
+
+def rule(action: int, identifier: str, match: int = 0, to: str = "", **attrs: str) -> sp.Rule:
+    made = sp.Rule(action=action, selector=sp.Selector(identifier=identifier, match_type=match))  # type: ignore[arg-type]
+    if to or attrs:
+        made.updates.CopyFrom(sp.Update(identifier=to, attrs=attrs))
+    return made
+
+
+def policy(*rules: sp.Rule) -> sp.Policy:
+    return sp.Policy(version=1, rules=rules)
+
+
+def source(identifier: str, **attrs: str) -> ops_pb2.SourceOp:
+    return ops_pb2.SourceOp(identifier=identifier, attrs=attrs)
+
+
+ALPINE = "docker-image://docker.io/library/alpine:latest"
+
+
+def test_the_last_rule_that_matches_decides() -> None:
+    rules = policy(rule(sp.DENY, "docker-image://*"), rule(sp.ALLOW, "docker-image://docker.io/library/*"))
+    assert apply_rules([rules], source(ALPINE)) == source(ALPINE)
+    with pytest.raises(PolicyError, match="denied by policy"):
+        apply_rules([rules], source("docker-image://x.test/y:1"))
+    assert apply_rules([rules], source("git://x.test/y")) == source("git://x.test/y")
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        (rule(sp.CONVERT, ALPINE, sp.EXACT, "docker-image://mirror.test/alpine"), "docker-image://mirror.test/alpine"),
+        (rule(sp.CONVERT, "docker-image://docker.io/*", 0, "docker-image://m.test/$1"), "docker-image://m.test/library/alpine:latest"),
+        (
+            rule(sp.CONVERT, r"^docker-image://docker\.io/library/(?P<n>\w+):(\w+)$", sp.REGEX, "docker-image://m.test/${n}-${2}"),
+            "docker-image://m.test/alpine-latest",
+        ),
+    ],
+    ids=["exact", "wildcard", "regex"],
+)  # fmt: skip
+def test_a_source_becomes_another(made: sp.Rule, wanted: str) -> None:
+    assert apply_rules([policy(made)], source(ALPINE)).identifier == wanted
+
+
+def test_attributes_are_set_and_asked_for() -> None:
+    pinned = apply_rules(
+        [policy(rule(sp.CONVERT, "https://*", to="", **{"http.checksum": "sha256:1"}))], source("https://x.test/f")
+    )
+    assert pinned.attrs["http.checksum"] == "sha256:1"
+    only = rule(sp.DENY, "https://*")
+    only.selector.constraints.add(key="http.checksum", value="", condition=sp.EQUAL)
+    assert apply_rules([policy(only)], pinned) == pinned
+    with pytest.raises(PolicyError, match="denied"):
+        apply_rules([policy(only)], source("https://x.test/f"))
+
+
+def test_rules_that_never_end_are_stopped() -> None:
+    loop = policy(
+        rule(sp.CONVERT, "https://a", sp.EXACT, "https://b"), rule(sp.CONVERT, "https://b", sp.EXACT, "https://a")
+    )  # fmt: skip
+    with pytest.raises(PolicyError, match="too many operations"):
+        apply_rules([loop], source("https://a"))
+
+
+@pytest.mark.root
+@pytest.mark.registry
+def test_rules_hold_for_graphs_and_for_questions(daemon: Chantierd) -> None:
+    denied = policy(rule(sp.DENY, ALPINE))
+    turned = policy(rule(sp.CONVERT, "docker-image://docker.io/library/gone:latest", sp.EXACT, ALPINE))
+
+    async def run() -> None:
+        async with daemon.client() as channel:
+            request = control_pb2.SolveRequest(Ref=new_id(), Definition=image("alpine").marshal(), SourcePolicy=denied)
+            with pytest.raises(GrpcError, match="denied by policy"):
+                await Stub(channel, CONTROL).unary("Solve", request)
+        async with driven(daemon, SourcePolicy=turned) as build:
+            asked = gateway_pb2.ResolveImageConfigRequest(Ref="docker.io/library/gone:latest")
+            found = await build.bridge.unary("ResolveImageConfig", asked)
+            assert found.Ref == "docker.io/library/alpine:latest"
+            assert found.Digest.startswith("sha256:")
+            source = ops_pb2.SourceOp(identifier="docker-image://docker.io/library/gone:latest")
+            meta = await build.bridge.unary("ResolveSourceMeta", gateway_pb2.ResolveSourceMetaRequest(Source=source))
+            assert meta.Source.identifier == ALPINE
+            assert meta.Image.Digest == found.Digest
+            ref = await build.make(image("gone").marshal())
+            read = await build.bridge.unary("ReadFile", gateway_pb2.ReadFileRequest(Ref=ref, FilePath="/etc/passwd"))
+            assert read.Data.startswith(b"root:")
+            await build.returns()
+
+    asyncio.run(run())
+
+
+@pytest.mark.root
+@pytest.mark.registry
+def test_a_verifier_asks_and_decides(daemon: Chantierd) -> None:
+    from chantier.pb import policysession_pb2 as ps
+    from chantier.session.remote import ID_KEY, METHOD_KEY
+    from chantier.wire import Health, Server, Service, Tunnel
+
+    seen: list[tuple[str, bool]] = []
+
+    async def check(request: ps.CheckPolicyRequest, call: Any) -> ps.CheckPolicyResponse:
+        identifier = request.Source.Source.identifier
+        seen.append((identifier, bool(request.Source.Image.Digest)))
+        if "bad" in identifier:
+            deny = ps.DecisionResponse(action=sp.DENY, denyMessages=[ps.DenyMessage(message="not from there")])
+            return ps.CheckPolicyResponse(decision=deny)
+        if not request.Source.Image.Digest:
+            return ps.CheckPolicyResponse(request=gateway_pb2.ResolveSourceMetaRequest(Source=request.Source.Source))
+        return ps.CheckPolicyResponse(decision=ps.DecisionResponse())
+
+    async def run() -> None:
+        name = "moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier"
+        session = new_id()
+        async with daemon.client() as channel:
+            control = Stub(channel, CONTROL)
+            server = Server([Service(name, {"CheckPolicy": check}), Health().service()])
+            metadata = [(ID_KEY, session), (METHOD_KEY, f"/{name}/CheckPolicy")]
+            async with control.stream("Session", metadata=metadata) as call:
+                tunnel = Tunnel(call, server.attach, control_pb2.BytesMessage)
+                carrying = asyncio.create_task(tunnel.run())
+                good = control_pb2.SolveRequest(Ref=new_id(), Definition=image("alpine").marshal(), SourcePolicySession=session)
+                await control.unary("Solve", good, timeout_s=30)
+                assert seen == [(ALPINE, False), (ALPINE, True)]
+                bad = control_pb2.SolveRequest(Ref=new_id(), Definition=image("bad").marshal(), SourcePolicySession=session)
+                with pytest.raises(GrpcError) as caught:
+                    await control.unary("Solve", bad, timeout_s=30)
+                identifier = "docker-image://docker.io/library/bad:latest"
+                assert caught.value.message == f'source "{identifier}" not allowed by policy: action DENY'
+                detail = next(d for d in caught.value.details if d.name == "policysession.DecisionResponse")
+                assert detail.json() == {"action": "DENY", "denyMessages": [{"message": "not from there"}]}
+                carrying.cancel()
+                await asyncio.gather(carrying, return_exceptions=True)
+
+    asyncio.run(run())
