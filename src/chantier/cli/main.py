@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "show a builder"),
     "ls": ("ls", "list builders"),
     "prune": ("prune", "delete what a builder's cache holds"),
+    "registry": ("registry", "say where an image would come from, and why"),
     "rm": ("rm", "remove builders"),
     "stop": ("stop", "stop a builder"),
     "update": ("update", "change the config of a builder that exists"),

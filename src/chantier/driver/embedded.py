@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from chantier.client import BuildResult, Prepared
 from chantier.client.cache_dir import name_caches
@@ -22,6 +22,7 @@ from .running import Running, result_of
 
 if TYPE_CHECKING:
     from chantier.engine import Engine
+    from chantier.registry import Memory
     from chantier.store import UsageRecord
 
 
@@ -56,11 +57,54 @@ class Embedded(Running):
             await engine.__aexit__(None, None, None)
 
     async def abuild(self, prepared: Prepared, reporter: Reporter) -> BuildResult:
-        from chantier.engine import CacheOptions, SolveRequest
+        request = _request(prepared)
+        with ExitStack() as stack:
+            session = await asyncio.to_thread(open_session, prepared.offer, self._env, stack)
+            engine = await self._open()
+            try:
+                result = await engine.solve(request, session, reporter)
+            except ChantierError as err:
+                raise SolveError(f"failed to solve: {err}", err) from err
+        await asyncio.to_thread(name_caches, prepared, result.response)
+        return result_of(result.ref, dict(result.response), dict(result.metadata))
 
-        call = prepared.call
-        request = SolveRequest(
-            ref=call.ref,
+    async def aconvert(self, prepared: Prepared, reporter: Reporter) -> Converted:
+        """What the build's frontend makes of it, as graphs by platform ("" where there is one): nothing is run for them."""
+        request = _request(prepared)
+        with ExitStack() as stack:
+            session = await asyncio.to_thread(open_session, prepared.offer, self._env, stack)
+            engine = await self._open()
+            try:
+                async with engine.open(request, session, reporter) as build:
+                    result = await build.drive()
+            except ChantierError as err:
+                raise SolveError(f"failed to solve: {err}", err) from err
+        return Converted(definitions=result.definitions, metadata=result.metadata)
+
+    async def client(self) -> EmbeddedClient:
+        """Opens the engine. It is closed with this driver, not with the client."""
+        return EmbeddedClient(await self._open())
+
+    async def _open(self) -> Engine:
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if self._engine is None:
+                from chantier.engine import Engine
+
+                self._engine = await Engine(self.root, self.config).__aenter__()
+            return self._engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """`metadata` holds the image configs: `containerimage.config[/PLATFORM]`."""
+
+    definitions: Mapping[str, pb.Definition]
+    metadata: Mapping[str, bytes]
+
+
+def _CUT            ref=call.ref,
             frontend=call.frontend,
             attrs=call.attrs,
             exporters=call.exporters,
@@ -68,6 +112,8 @@ class Embedded(Running):
             cache_exports=tuple(CacheOptions(type=c.type, attrs=c.attrs) for c in call.cache_exports),
             entitlements=frozenset(call.entitlements),
             internal=call.internal,
+            definition=call.definition,
+            metadata=call.metadata,
             on_failure=prepared.on_failure,
         )
         with ExitStack() as stack:
@@ -181,3 +227,15 @@ def _usage(record: UsageRecord) -> Usage:
         record_type=record.record_type,
         shared=record.shared,
     )
+
+
+@contextmanager
+def registry_notes(root: Path) -> Iterator[tuple[Memory | None, Callable[[str], Any]]]:
+    """What the state under `root` knows of hosts and of references (`op.image.Seen`, or None), to be looked at only."""
+    from chantier.engine.notes import ReadOnly, notes_of
+
+    with notes_of(root) as notes:
+        if notes is None:
+            yield None, lambda _reference: None
+        else:
+            yield ReadOnly(notes), notes.find

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
+from pathlib import Path
 
 from chantier.errors import StoreError
 from chantier.op.image import Seen
@@ -105,4 +108,24 @@ class ReadOnly:
         return None
 
 
-__all__ = ["Notes", "ReadOnly"]
+@contextmanager
+def notes_of(root: Path) -> Iterator[Notes | None]:
+    """The notes of a state that this process does not use. None where there is no state, or it is not ours to look at."""
+    database = root / "chantier.db"
+    if not os.access(database, os.R_OK | os.W_OK):
+        yield None
+        return
+    db = Db(database)
+    try:
+        try:
+            notes = Notes(db)
+        except StoreError as err:
+            _log.warning("no notes of registries: %s", err)
+            yield None
+            return
+        yield notes
+    finally:
+        db.close()
+
+
+__all__ = ["Notes", "ReadOnly", "notes_of"]

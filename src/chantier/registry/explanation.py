@@ -176,15 +176,14 @@ class _Explaining:
 
     def _ask(self, host: Host, report: HostReport, found: Explanation) -> tuple[HostReport, Explanation, ChantierError | None]:
         self.seen.clear()
-        began = time.monotonic()
         # As the last one, but for the retries: these would only hide what is to be shown.
         alone = replace(host, breaker=False)
         try:
             resolved = resolve(self.caller, [alone], self.ref, self.cancelled, persist=False)
         except (RegistryError, NotFoundError, IntegrityError) as err:
             report = replace(report, reason=err.brief, hint=err.hint or "")
-            return self._facts(host, report, time.monotonic() - began), found, err
-        report = self._facts(host, report, time.monotonic() - began)
+            return self._facts(host, report), found, err
+        report = self._facts(host, report)
         if found.served_by:
             return replace(report, decision=NOT_NEEDED, reason=f"{found.served_by} serves it"), found, None
         descriptor = resolved.descriptor
@@ -197,12 +196,12 @@ class _Explaining:
         )
         return replace(report, decision=CHOSEN, reason="the first host that has it"), found, None
 
-    def _facts(self, host: Host, report: HostReport, seconds: float) -> HostReport:
+    def _facts(self, host: Host, report: HostReport) -> HostReport:
         """From the exchanges that were seen: those with the host, and those with its token server."""
         at_home = [(r, a, s) for r, a, s in self.seen if _authority(r.url) == host.authority]
-        auth = self._auth(host)
         if not at_home:
-            return replace(report, answer_s=None, auth=auth)
+            return report
+        auth = self._auth(host)
         first, last = at_home[0][1], at_home[-1][1]
         facts: Facts = first.facts
         limit = rate_limit(last.headers)
