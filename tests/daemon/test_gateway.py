@@ -199,6 +199,30 @@ def test_a_terminal_has_the_clients_size(daemon: Chantierd) -> None:
     asyncio.run(run())
 
 
+def test_a_failed_step_can_be_looked_into(daemon: Chantierd) -> None:
+    async def run() -> None:
+        script = "echo changed > /etc/motd; exit 4"
+        failing = image("alpine").run(args=["/bin/sh", "-c", script]).root.marshal()
+        async with driven(daemon) as build:
+            error = await refused(build.make(failing, evaluate=True))
+            detail = next(d.json() for d in error.details if d.name == "errdefs.Solve")
+            assert len(detail["inputIDs"]) == 1
+            assert len(detail["mountIDs"]) == len(detail["op"]["exec"]["mounts"])
+            for id, wanted in ((detail["mountIDs"][0], b"changed\n"), (detail["inputIDs"][0], b"")):
+                mounts = [ops_pb2.Mount(dest="/", resultID=id)]
+                await build.bridge.unary("NewContainer", pb.NewContainerRequest(ContainerID=f"c{id}", Mounts=mounts))
+                async with build.bridge.stream("ExecProcess") as call:
+                    look = init("p", "sh", "-c", "cat /etc/motd 2>/dev/null; true")
+                    look.Init.ContainerID = f"c{id}"
+                    await call.send(look)
+                    out, ended = await outcome(call, "p")
+                    assert ended.Code == 0
+                    assert out == wanted
+            await build.returns()
+
+    asyncio.run(run())
+
+
 def test_mistakes_of_a_client_end_its_stream(daemon: Chantierd) -> None:
     async def fails(message: pb.ExecMessage, code: int) -> None:
         async with driven(daemon) as build:

@@ -108,6 +108,8 @@ class Control:
         policy = await self._policy(request)
         async with engine.open(_engine_request(request, policy), session, build.progress) as opened:
             gateway = Gateway(opened.bridge, dict(request.FrontendInputs))
+            # Who drives a build may look into a step that failed.
+            opened.job.keep_failed = not request.Frontend and not request.HasField("Definition")
             if policy is not None:
                 policy.resolve = partial(gateway.source_meta, unchecked=True)
             build.opened.set_result(gateway)

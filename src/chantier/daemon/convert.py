@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from chantier.engine import Attestation, EngineRef, FrontendResult
+from chantier.engine import Attestation, EngineRef, FrontendResult, ReadableRef
 from chantier.errors import Source, SourceRange, UsageError
 from chantier.pb import gateway_pb2 as pb
 from chantier.pb import ops_pb2
@@ -15,7 +15,7 @@ from chantier.progress import Warning
 _KINDS = {"in-toto": pb.InToto, "bundle": pb.Bundle}
 NameOf = Callable[[Any], str]
 """From a ref of the engine to the id that the client knows it by; "" for an empty tree."""
-RefOf = Callable[[str], EngineRef | None]
+RefOf = Callable[[str], ReadableRef | None]
 
 
 def result_message(result: FrontendResult, name_of: NameOf, *, array: bool) -> pb.Result:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chantier.engine import CacheImport, EngineBridge, EngineRef, ExistsError, FrontendResult, OciStore
+from chantier.engine import CacheImport, EngineBridge, EngineRef, ExistsError, FrontendResult, KeptRef, OciStore, ReadableRef
 from chantier.errors import ChantierError, NotFoundError, UsageError
 from chantier.pb import gateway_pb2 as pb
 from chantier.pb import ops_pb2
@@ -23,7 +23,7 @@ from chantier.wire.status import INVALID_ARGUMENT, UNKNOWN
 from .containers import Processes
 from .convert import read_result, read_warning, result_message
 from .errors import build_status
-from .solve_error import solve_detail
+from .solve_error import failed_step, solve_detail
 from .workers import GATEWAY_CAPS, caps, from_pb, llb_caps, worker_record
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ class Gateway:
         self.bridge = bridge
         self.returned: asyncio.Future[FrontendResult] = asyncio.get_running_loop().create_future()
         self._inputs = inputs
-        self._refs: dict[str, EngineRef] = {}
-        self._names: dict[EngineRef, str] = {}
+        self._refs: dict[str, ReadableRef] = {}
+        self._names: dict[ReadableRef, str] = {}
+        self._failures: dict[int, dict[str, list[str]]] = {}
         self._handlers: dict[str, Callable[[Any, ServerCall], Awaitable[Any]]] = {
             "ResolveImageConfig": self._resolve_image_config,
             "ResolveSourceMeta": self._resolve_source_meta,
@@ -93,7 +94,7 @@ class Gateway:
     # -- refs
 
     def name_of(self, ref: Any) -> str:
-        if not isinstance(ref, EngineRef) or ref.empty:
+        if not isinstance(ref, ReadableRef) or (isinstance(ref, EngineRef) and ref.empty):
             return ""
         name = self._names.get(ref)
         if name is None:
@@ -101,7 +102,7 @@ class Gateway:
             self._refs[name] = ref
         return name
 
-    def ref_of(self, id: str) -> EngineRef | None:
+    def ref_of(self, id: str) -> ReadableRef | None:
         if not id:
             return None
         ref = self._refs.get(id)
@@ -109,7 +110,7 @@ class Gateway:
             raise GrpcError(UNKNOWN, f"no such ref: {id}")
         return ref
 
-    def _needed(self, id: str) -> EngineRef:
+    def _needed(self, id: str) -> ReadableRef:
         ref = self.ref_of(id)
         if ref is None:
             raise GrpcError(UNKNOWN, "no such file or directory: the result is empty")
@@ -124,8 +125,33 @@ class Gateway:
         except ChantierError as err:
             raise self._failed(err, self._refs.get(id)) from err
 
-    def _failed(self, err: ChantierError, ref: EngineRef | None) -> GrpcError:
-        return build_status(err, [solve_detail(err, ref)])
+    def _failed(self, err: ChantierError, ref: ReadableRef | None) -> GrpcError:
+        return build_status(err, [solve_detail(err, ref, self._kept(err))])
+
+    def _kept(self, err: ChantierError) -> dict[str, list[str]]:
+        """Ids of what a failed step was given and left, for containers that look into it."""
+        failed = failed_step(err)
+        if failed is None:
+            return {}
+        job = self.bridge.job
+        if failed not in job.failures:
+            if not failed.hold(job.id):  # of another build, that is over
+                return {}
+            job.failures.append(failed)
+        known = self._failures.get(id(failed))
+        if known is None:
+            given = {
+                mount.input: ref for mount, ref in zip(failed.op.exec.mounts, failed.inputs, strict=True) if mount.input >= 0
+            }
+            inputs = [given.get(number) for number in range(len(failed.op.inputs))]
+            known = self._failures[id(failed)] = {
+                "inputIDs": [self._keep(ref) for ref in inputs],
+                "mountIDs": [self._keep(ref) for ref in failed.mounts],
+            }
+        return known
+
+    def _keep(self, ref: Any) -> str:
+        return self.name_of(KeptRef(self.bridge, ref)) if ref is not None else ""
 
     # -- what is asked
 

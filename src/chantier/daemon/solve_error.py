@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from chantier.engine import EngineRef
-from chantier.errors import ChantierError
+from chantier.engine import EngineRef, ReadableRef
+from chantier.errors import ChantierError, StepError
 from chantier.pb import ops_pb2
 from chantier.wire import Detail, json_detail
 
 
-def solve_detail(err: ChantierError, ref: EngineRef | None) -> Detail:
+def solve_detail(err: ChantierError, ref: ReadableRef | None, kept: Mapping[str, list[str]]) -> Detail:
     """`{}` where nothing is known of the vertex. The value is protojson (lowerCamel, 64-bit numbers as text)."""
-    value: dict[str, Any] = {}
-    loaded = ref.graph.vertices.get(err.vertex) if ref is not None and err.vertex else None
+    value: dict[str, Any] = dict(kept)
+    loaded = ref.graph.vertices.get(err.vertex) if isinstance(ref, EngineRef) and err.vertex else None
     if loaded is not None:
         value["op"] = op_json(loaded.op)
         if loaded.metadata.description:
@@ -25,6 +26,15 @@ def solve_detail(err: ChantierError, ref: EngineRef | None) -> Detail:
     return json_detail("errdefs.Solve", value)
 
 
+def failed_step(err: BaseException | None) -> Any | None:
+    """What is kept of the step that an error tells of (op.FailedStep)."""
+    while err is not None:
+        if isinstance(err, StepError) and err.failed is not None:
+            return err.failed
+        err = err.__cause__
+    return None
+
+
 def op_json(op: ops_pb2.Op) -> dict[str, Any]:
     from google.protobuf.json_format import MessageToDict
 
@@ -32,4 +42,4 @@ def op_json(op: ops_pb2.Op) -> dict[str, Any]:
     return found
 
 
-__all__ = ["op_json", "solve_detail"]
+__all__ = ["failed_step", "op_json", "solve_detail"]

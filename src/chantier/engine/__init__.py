@@ -14,7 +14,7 @@ from chantier.op.container import HeldContainer
 from chantier.solver import render as render_status
 from chantier.store import Policy, UsageRecord
 
-from .bridge import EngineBridge, EngineRef
+from .bridge import EngineBridge, EngineRef, KeptRef, ReadableRef
 from .build import Build
 from .containers import ExistsError
 from .engine import Engine
@@ -32,8 +32,10 @@ __all__ = [
     "ExistsError",
     "FrontendResult",
     "HeldContainer",
+    "KeptRef",
     "OciStore",
     "Policy",
+    "ReadableRef",
     "SolveRequest",
     "SolveResult",
     "SourceCheck",

@@ -37,7 +37,52 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class EngineRef:
+class ReadableRef:
+    """A result that can be read from; what it is made of is the sub-class's."""
+
+    _bridge: EngineBridge
+
+    async def result(self) -> Ref | None:
+        raise NotImplementedError
+
+    async def read_file(self, path: str, *, offset: int = 0, length: int = 0) -> bytes:
+        return await self._within(f"open {path}", lambda root, _: read_file(root, path, offset=offset, length=length))
+
+    async def read_dir(self, path: str, *, pattern: str = "") -> list[fsutil_pb2.Stat]:
+        return await self._within(
+            f"open {path}", lambda root, cancelled: read_dir(root, path, pattern=pattern, cancelled=cancelled)
+        )
+
+    async def stat_file(self, path: str) -> fsutil_pb2.Stat:
+        return await self._within(f"lstat {path}", lambda root, _: stat_file(root, path))
+
+    async def _within(self, action: str, work: Callable[[Path, Callable[[], bool]], T]) -> T:
+        """Do something with the mounted result, in a thread."""
+        ref = await self.result()
+        if ref is None:
+            raise NotFoundError(f"{action}: no such file or directory")
+        bridge = self._bridge
+
+        def run(cancelled: Callable[[], bool]) -> T:
+            mounts = ref.mounts(sessions=bridge.sessions, cancelled=cancelled)
+            with mounted(mounts, readonly=True, where=bridge.engine.mount_dir) as root:
+                return work(root, cancelled)
+
+        return await threaded(run)
+
+
+class KeptRef(ReadableRef):
+    """A reference that somebody else holds as long as the build lives: what a failed step was given, and what it left."""
+
+    def __init__(self, bridge: EngineBridge, ref: Ref) -> None:
+        self._bridge = bridge
+        self._ref = ref
+
+    async def result(self) -> Ref | None:
+        return self._ref
+
+
+class EngineRef(ReadableRef):
     """A definition's result, made when it is first needed. `release` by the bridge at the end of the build."""
 
     def __init__(
@@ -74,31 +119,6 @@ class EngineRef:
             return await self._bridge.job.build(self._edge)
         except ChantierError as err:
             raise place(err, self.graph) from err.__cause__
-
-    async def read_file(self, path: str, *, offset: int = 0, length: int = 0) -> bytes:
-        return await self._within(f"open {path}", lambda root, _: read_file(root, path, offset=offset, length=length))
-
-    async def read_dir(self, path: str, *, pattern: str = "") -> list[fsutil_pb2.Stat]:
-        return await self._within(
-            f"open {path}", lambda root, cancelled: read_dir(root, path, pattern=pattern, cancelled=cancelled)
-        )
-
-    async def stat_file(self, path: str) -> fsutil_pb2.Stat:
-        return await self._within(f"lstat {path}", lambda root, _: stat_file(root, path))
-
-    async def _within(self, action: str, work: Callable[[Path, Callable[[], bool]], T]) -> T:
-        """Do something with the mounted result, in a thread."""
-        ref = await self.result()
-        if ref is None:
-            raise NotFoundError(f"{action}: no such file or directory")
-        bridge = self._bridge
-
-        def run(cancelled: Callable[[], bool]) -> T:
-            mounts = ref.mounts(sessions=bridge.sessions, cancelled=cancelled)
-            with mounted(mounts, readonly=True, where=bridge.engine.mount_dir) as root:
-                return work(root, cancelled)
-
-        return await threaded(run)
 
     async def release(self) -> None:
         if self._result is None:

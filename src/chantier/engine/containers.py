@@ -16,7 +16,7 @@ from chantier.pb import ops_pb2 as pb
 from .files import read_dir, read_file, stat_file
 
 if TYPE_CHECKING:
-    from .bridge import EngineBridge, EngineRef
+    from .bridge import EngineBridge, ReadableRef
 
 
 class ExistsError(ChantierError):
@@ -33,7 +33,7 @@ class Containers:
     async def new(
         self,
         id: str,
-        mounts: Sequence[tuple[pb.Mount, EngineRef | None]],
+        mounts: Sequence[tuple[pb.Mount, ReadableRef | None]],
         *,
         network: int = 0,
         platform: pb.Platform | None = None,

@@ -42,6 +42,10 @@ class FailedStep:
         self._released = False
 
     @property
+    def op(self) -> pb.Op:
+        return self._op
+
+    @property
     def argv(self) -> tuple[str, ...]:
         return tuple(self._op.exec.meta.args)
 
