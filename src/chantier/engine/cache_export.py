@@ -25,7 +25,7 @@ from chantier.export import ImageOptions, parse_bool
 from chantier.export.options import Compression
 from chantier.op.worker import run_all, threaded
 from chantier.progress import Reporter, Step, Warning, step
-from chantier.solver import Built, ExportKey
+from chantier.solver import Built, CacheRecord, ExportKey
 from chantier.spec import CACHE_CONFIG, Descriptor, Reference, descriptor_to_json, digest_of, dumps
 from chantier.store import BlobStore
 
@@ -200,39 +200,44 @@ class Exports:
         """The layers of the results that are worth sending, by node."""
         found: dict[str, Result] = {}
         places = asyncio.Semaphore(_AT_ONCE)
-        by_result: dict[tuple[str, bool], list[ExportKey]] = {}
+        by_result: dict[tuple[str, int, bool], list[tuple[ExportKey, CacheRecord]]] = {}
         for node in nodes:
             wanted = bool(node.inputs) or roots if node.export_cache is None else node.export_cache
             if wanted:
                 for record in node.records:
-                    by_result.setdefault((record.result, export.all or node.final or node.export_cache is True), []).append(node)
+                    pack = export.all or node.final or node.export_cache is True
+                    by_result.setdefault((record.result, record.source, pack), []).append((node, record))
 
-        async def one(result: str, pack: bool, wanting: Sequence[ExportKey]) -> None:
+        async def one(pack: bool, wanting: Sequence[tuple[ExportKey, CacheRecord]]) -> None:
             async with places:
-                layers = await threaded(lambda cancelled: self._layers_of(result, pack, built, export, cancelled))
-            for node in wanting if layers else ():
-                created = next(record.created_at for record in node.records if record.result == result)
-                if node.id not in found or found[node.id].created_at < created:
-                    found[node.id] = Result(layers=layers or (), created_at=created)
+                layers = await threaded(lambda cancelled: self._layers_of(wanting[0][1], pack, built, export, cancelled))
+            for node, record in wanting if layers else ():
+                if node.id not in found or found[node.id].created_at < record.created_at:
+                    found[node.id] = Result(layers=layers or (), created_at=record.created_at)
 
-        # The result itself first: what is packed for it, its parents then have without more work.
-        for first in (True, False):
-            todo = [(key, some) for key, some in by_result.items() if any(node.final for node in some) == first]
-            await run_all([one(result, pack, some) for (result, pack), some in todo if result])
+        # The result itself first: what is packed for it, its parents then have without more work. Imports last.
+        order: dict[bool, list[Any]] = {True: [], False: []}
+        for (result, source, pack), some in by_result.items():
+            if result:
+                order[not source and any(node.final for node, _ in some)].append(one(pack, some))
+        await run_all(order[True])
+        await run_all(order[False])
         return found
 
     def _layers_of(
-        self, result: str, pack: bool, built: Built, export: CacheExport, cancelled: Callable[[], bool]
+        self, record: CacheRecord, pack: bool, built: Built, export: CacheExport, cancelled: Callable[[], bool]
     ) -> tuple[LayerBlob, ...] | None:
         """None if the result is gone, or nothing of it may be packed and something would have to be."""
         value = built.value
-        if value is not None and value.id == result:
-            ref: Ref = value.clone()
+        if value is not None and not record.source and value.id == record.result:
+            ref: Ref | None = value.clone()
         else:
             try:
-                ref = self._engine.cache.get(result)
-            except NotFoundError:
+                ref = built.results_of(record).load(record.result)
+            except (ChantierError, OSError):  # of an import: it is there and cannot be had
                 return None
+        if ref is None:
+            return None
         with ref:
             if not pack:
                 return ref.known_layers()

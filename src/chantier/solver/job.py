@@ -16,7 +16,7 @@ from .explain import Explanation
 from .export import ExportKey, walk_keys
 from .flight import Waiter, settle, wait
 from .status import VertexStatus, vertex_status
-from .types import Edge
+from .types import CacheRecord, Edge, ResultStore
 
 if TYPE_CHECKING:
     from .solver import Solver
@@ -49,6 +49,10 @@ class Built:
     async def walk(self) -> list[ExportKey]:
         """All keys and records that led here, inputs first. While the job lives."""
         return await self._job.walk(self._keys)
+
+    def results_of(self, record: CacheRecord) -> ResultStore[Any]:
+        """The store that loads the result of a record that `walk` gave."""
+        return self._job.results_of(record)
 
     def clone(self) -> Built:
         return Built(self._job, self._edge, None if self.value is None else self.value.clone())
@@ -159,8 +163,13 @@ class Job:
         }
 
     async def walk(self, keys: Iterable[str]) -> list[ExportKey]:
+        """What leads to these keys, records of imports included."""
         await self._solver.writer.flush()
-        return await self._solver.in_thread(walk_keys, self._solver.store.main, tuple(keys), self.export_cache)
+        return await self._solver.in_thread(walk_keys, self._solver.combined((self,)), tuple(keys), self.export_cache)
+
+    def results_of(self, record: CacheRecord) -> ResultStore[Any]:
+        """The store that loads the result of a record that `walk` gave."""
+        return self._solver.combined((self,)).sources[record.source].results
 
     async def __aenter__(self) -> Self:
         return self

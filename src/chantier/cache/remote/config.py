@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chantier.errors import IntegrityError
+from chantier.errors import IntegrityError, ReferenceError_
 from chantier.spec import Digest, dumps
 from chantier.spec.times import parse_rfc3339, rfc3339
 
@@ -145,7 +145,11 @@ def _layer(raw: Any) -> CacheLayer:
             size=_int(noted.get("size"), "size"),
             created_at=_time(noted.get("createdAt")),
         )
-    return CacheLayer(blob=str(Digest.parse(str(entry.get("blob") or ""))), parent=_int(entry.get("parent"), "parent"), note=note)
+    try:
+        blob = Digest.parse(str(entry.get("blob") or ""))
+    except ReferenceError_ as err:
+        raise IntegrityError(f"invalid cache config: a layer without a digest: {err}") from err
+    return CacheLayer(blob=str(blob), parent=_int(entry.get("parent"), "parent"), note=note)
 
 
 def _layer_to_json(layer: CacheLayer) -> dict[str, Any]:
