@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from chantier.pb import gateway_pb2 as pb
 from chantier.pb import ops_pb2
 from chantier.wire import GrpcError, Stub
 
+from ..conftest import run_ok
 from .conftest import BRIDGE, Chantierd, driven
 
 pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.registry]
@@ -283,3 +286,54 @@ def test_inputs_and_warnings(daemon: Chantierd) -> None:
             assert [(w.short, list(w.detail), w.url) for w in found] == [(b"careful", [b"why"], "https://x.test")]
 
     asyncio.run(run())
+
+
+def test_what_is_known_of_sources(daemon: Chantierd, tmp_path: Path) -> None:
+    repository = tmp_path / "repo"
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@x.test"]
+    run_ok("git", "init", "-q", "-b", "main", repository)
+    (repository / "f").write_text("x")
+    run_ok(*git, "add", "f")
+    run_ok(*git, "commit", "-q", "-m", "first")
+    run_ok(*git, "tag", "-a", "-m", "annotated", "v1")
+    commit = run_ok(*git, "rev-parse", "main").strip()
+    tag = run_ok(*git, "rev-parse", "v1").strip()
+
+    async def run() -> None:
+        async with driven(daemon) as build:
+
+            async def meta(identifier: str, *, objects: bool = False, **attrs: str) -> Any:
+                source = ops_pb2.SourceOp(identifier=identifier, attrs={key.replace("_", "."): v for key, v in attrs.items()})
+                request = pb.ResolveSourceMetaRequest(Source=source)
+                if objects:
+                    request.Git.ReturnObject = True
+                return await build.bridge.unary("ResolveSourceMeta", request, timeout_s=60)
+
+            url = f"file://{repository}"
+            branch = await meta("git://x.test/r#main", git_fullurl=url)
+            assert (branch.Git.Checksum, branch.Git.Ref, branch.Git.CommitChecksum) == (commit, "refs/heads/main", "")
+            annotated = await meta("git://x.test/r#v1", git_fullurl=url, objects=True)
+            assert (annotated.Git.Checksum, annotated.Git.Ref, annotated.Git.CommitChecksum) == (tag, "refs/tags/v1", commit)
+            assert annotated.Git.TagObject.startswith(f"object {commit}".encode())
+            assert annotated.Git.CommitObject.startswith(b"tree ")
+            served = await asyncio.start_server(_serve, "127.0.0.1", 0)
+            port = served.sockets[0].getsockname()[1]
+            file = await meta(f"http://127.0.0.1:{port}/some/name.txt")
+            assert file.HTTP.Checksum == "sha256:" + hashlib.sha256(b"content").hexdigest()
+            assert file.HTTP.Filename == "name.txt"
+            assert file.HTTP.LastModified.ToSeconds() == 784111777
+            served.close()
+            await build.returns()
+
+    asyncio.run(run())
+
+
+async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    writer.write(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nLast-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\nConnection: close\r\n\r\n"
+    )
+    if not head.startswith(b"HEAD"):
+        writer.write(b"content")
+    await writer.drain()
+    writer.close()

@@ -314,9 +314,8 @@ class Gateway:
         if scheme in ("docker-image", "oci-layout"):
             await self._image_meta(request, answer, scheme, name, unchecked)
             return answer
-        found = await self.bridge.resolve_source(
-            request.Source, log_name=request.LogName, return_object=request.Git.ReturnObject, unchecked=unchecked
-        )
+        source, found = await self.bridge.whole_meta(request.Source, return_object=request.Git.ReturnObject, unchecked=unchecked)
+        answer.Source.CopyFrom(source)
         if scheme == "git":
             answer.Git.Checksum, answer.Git.Ref = found.checksum, found.ref
             answer.Git.CommitChecksum = found.commit_checksum

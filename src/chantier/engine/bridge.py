@@ -220,12 +220,20 @@ class EngineBridge:
                 shown.log(said.encode(), 2)
         return ResolvedImage(ref=ref, digest=str(found.digest), config=found.config)
 
-    async def resolve_source(
-        self, source: pb.SourceOp, *, log_name: str = "", return_object: bool = False, unchecked: bool = False
-    ) -> SourceMeta:
-        if self.check_source is not None and not unchecked:
+    async def resolve_source(self, source: pb.SourceOp, *, log_name: str = "", return_object: bool = False) -> SourceMeta:
+        if self.check_source is not None:
             source = await self.check_source(source, None)
         return await self.engine.source_meta(source, self.sessions, return_object=return_object)
+
+    async def whole_meta(
+        self, source: pb.SourceOp, *, return_object: bool, unchecked: bool = False
+    ) -> tuple[pb.SourceOp, SourceMeta]:
+        """The source after policies, and all there is to know of it: an HTTP source is fetched for that."""
+        from .meta import whole_meta
+
+        if self.check_source is not None and not unchecked:
+            source = await self.check_source(source, None)
+        return source, await whole_meta(self.engine.worker, source, self.sessions, return_object=return_object)
 
     async def warn(self, warning: Warning) -> None:
         self._reporter.emit(warning)

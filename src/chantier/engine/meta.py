@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from chantier.dockerfile.bridge import SourceMeta
@@ -22,4 +23,24 @@ async def source_meta(worker: Worker, source: pb.SourceOp, sessions: Sequence[An
         from chantier.op.http import last_modified
 
         return SourceMeta(last_modified=await last_modified(source, worker, sessions))
+    return SourceMeta()
+
+
+async def whole_meta(worker: Worker, source: pb.SourceOp, sessions: Sequence[Any], *, return_object: bool) -> SourceMeta:
+    """All there is to know: names and checksums too, for which a file of the web is fetched."""
+    scheme = source.identifier.partition("://")[0]
+    if scheme == "git":
+        from chantier.op.git import commit_object, named, raw_object
+
+        object, ref, commit = await named(source, worker, sessions)
+        meta = SourceMeta(checksum=object, ref=ref, commit_checksum=commit)
+        if not return_object:
+            return meta
+        tag = await raw_object(source, worker, sessions, object) if commit else None
+        return replace(meta, commit_object=await commit_object(source, worker, sessions), tag_object=tag)
+    if scheme in ("http", "https"):
+        from chantier.op.http import fetched
+
+        checksum, filename, modified = await fetched(source, worker, sessions)
+        return SourceMeta(checksum=checksum, filename=filename, last_modified=modified)
     return SourceMeta()

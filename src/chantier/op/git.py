@@ -85,6 +85,31 @@ class GitOp:
         return self._commit
 
 
+async def named(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any]) -> tuple[str, str, str]:
+    """The object that a source's reference names, the reference's full name, and the commit if the object is a tag."""
+    whole = pb.SourceOp()
+    whole.CopyFrom(source)
+    whole.attrs["git.keepgitdir"] = "true"  # a tag object is told apart then
+    parsed = _Source(whole)
+    parsed.keep_git_dir = True
+    async with _opened(worker, parsed, _NoJob(sessions)) as git:
+        found = await _resolve(git, parsed)
+    return found.sha, found.ref, found.commit if found.commit != found.sha else ""
+
+
+async def raw_object(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any], sha: str) -> bytes:
+    """A tag object as git stores it, fetched if it is not here yet."""
+    parsed = _Source(source)
+    async with _opened(worker, parsed, _NoJob(sessions)) as git:
+        commit = await _resolve(git, parsed)
+        async with _repository(worker, parsed, git) as bare:
+            inside = git.within(bare)
+            await _fetch(inside, parsed, commit)
+            if not await _has(inside, sha):
+                await inside.remotely("fetch", "--depth=1", "--", parsed.remote, f"{commit.ref}:{commit.ref}")
+            return await inside("cat-file", "tag", sha)
+
+
 async def commit_object(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any]) -> bytes:
     """The raw commit that a source means, fetched if it is not here yet."""
     parsed = _Source(source)
@@ -108,9 +133,10 @@ class _NoJob:
 class _Commit:
     """What a source resolved to: the commit (or the tag object where `.git` is kept) and the full name it had."""
 
-    def __init__(self, sha: str, ref: str) -> None:
+    def __init__(self, sha: str, ref: str, commit: str = "") -> None:
         self.sha = sha
         self.ref = ref
+        self.commit = commit  # of an annotated tag
 
 
 class _Source:
@@ -368,7 +394,7 @@ async def _resolve(git: _Git, source: _Source) -> _Commit:
         if name in found:
             # An annotated tag is an object of its own. Only who keeps `.git` can tell it from its commit.
             sha = found[name] if source.keep_git_dir else found.get(name + "^{}", found[name])
-            return _checked(_Commit(sha, name), source, also=found.get(name + "^{}", ""))
+            return _checked(_Commit(sha, name, found.get(name + "^{}", "")), source, also=found.get(name + "^{}", ""))
     raise NotFoundError(f'repository does not contain ref {source.ref}, output: "{out.decode(errors="replace").strip()}"')
 
 

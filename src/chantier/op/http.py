@@ -33,6 +33,7 @@ from chantier.errors import (
 from chantier.kernel import write_all
 from chantier.llb.definition import LoadedVertex
 from chantier.pb import ops_pb2 as pb
+from chantier.progress import Silent, Step, Vertex
 from chantier.registry.failures import TRANSIENT, TransportError
 from chantier.registry.retry import wait
 from chantier.registry.web import failure
@@ -46,7 +47,6 @@ from .worker import Worker, ask
 
 if TYPE_CHECKING:
     from chantier.cache import Ref
-    from chantier.progress import Step
     from chantier.registry import Web
     from chantier.registry.transport import Response
     from chantier.session.types import Session
@@ -161,6 +161,27 @@ class HttpOp:
         except BaseException:
             await self._worker.threaded(lambda _: store.abort())
             raise
+
+
+async def fetched(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any]) -> tuple[str, str, int | None]:
+    """Digest, name and time of Last-Modified of the file, which is fetched if it is not here yet."""
+    op = HttpOp(LoadedVertex(digest="", op=pb.Op(source=source), inputs=(), metadata=pb.OpMetadata(), original=""), worker)
+    job = _Asking(tuple(sessions), Step(Silent(), Vertex(digest="", name=source.identifier)))
+    found = await op._fetched(job)
+
+    def name(cancelled: Callable[[], bool]) -> str:
+        with worker.cache.get(found.ref) as ref, mounted(ref.mounts(cancelled=cancelled), readonly=True) as root:
+            return os.listdir(root)[0]
+
+    return found.digest, await worker.threaded(name), found.modified
+
+
+@dataclass(slots=True)
+class _Asking:
+    """What asks for a file when there is no vertex."""
+
+    sessions: Sequence[Any]
+    step: Step
 
 
 async def last_modified(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any]) -> int | None:
