@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .client import BuildRequest, BuildResult, Output, Secret, Ssh
     from .errors import ChantierError
-    from .face import Builder, abuild, build
+    from .face import Builder, abuild, build, convert, solve
     from .llb import State, image, local
     from .spec import Digest, Platform, Reference
 
@@ -40,8 +40,10 @@ _WHERE = {
     "State": "llb",
     "abuild": "face",
     "build": "face",
+    "convert": "face",
     "image": "llb",
     "local": "llb",
+    "solve": "face",
 }
 
 __all__ = [
@@ -59,8 +61,10 @@ __all__ = [
     "__version__",
     "abuild",
     "build",
+    "convert",
     "image",
     "local",
+    "solve",
 ]
 
 

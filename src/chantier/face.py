@@ -8,12 +8,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .client import BuildRequest, BuildResult, Output, Prepared, Secret, parse_output, prepare
 from .config import Config
 from .errors import ChantierError
 from .progress import Event, Reporter, Silent
+
+if TYPE_CHECKING:
+    from .driver.graph import Graph
+    from .llb import State
 
 OnEvent = Callable[[Event], None]
 OnError = Callable[[Any], Any]
@@ -54,6 +58,35 @@ class Builder:
     ) -> BuildResult:
         """The same in a running loop; several may run at once. Cancelling the task stops the build's steps."""
         prepared = await asyncio.to_thread(_prepared, context, options, on_error)
+        return await self._driver.abuild(prepared, _reporter(on_event))
+
+    def convert(self, context: str | os.PathLike[str] = ".", *, on_event: OnEvent | None = None, **options: Any) -> Graph:
+        """What a Dockerfile means, as a graph to look at, change and `solve`. Options are those of `build`; nothing is run."""
+        from .driver.graph import convert
+
+        return convert(self._driver, _prepared(context, options), _reporter(on_event))
+
+    def solve(
+        self,
+        graph: State | Graph,
+        *,
+        on_event: OnEvent | None = None,
+        on_error: OnError | None = None,
+        **options: Any,
+    ) -> BuildResult:
+        """Build a graph and wait. Options are those of the function `solve`."""
+        return self._driver.build(_prepared_graph(graph, options, on_error), _reporter(on_event))
+
+    async def asolve(
+        self,
+        graph: State | Graph,
+        *,
+        on_event: OnEvent | None = None,
+        on_error: OnError | None = None,
+        **options: Any,
+    ) -> BuildResult:
+        """The same in a running loop."""
+        prepared = await asyncio.to_thread(_prepared_graph, graph, options, on_error)
         return await self._driver.abuild(prepared, _reporter(on_event))
 
     def close(self) -> None:
@@ -118,6 +151,40 @@ async def abuild(
         return await builder.abuild(context, on_event=on_event, on_error=on_error, **options)
 
 
+def solve(
+    graph: State | Graph,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | Config | None = None,
+    on_event: OnEvent | None = None,
+    on_error: OnError | None = None,
+    **options: Any,
+) -> BuildResult:
+    """Build a graph that was written in Python, or that `convert` made of a Dockerfile.
+
+    Options, all keywords:
+        locals              mapping of name to directory: what `llb.local(NAME)` stands for
+        platform            for operations that say none, such as "linux/arm64"
+        image_config        mapping or JSON bytes: the config that an image is exported with
+        outputs, tags, push, load, annotations, secrets, allow    as for `build`
+    """
+    with Builder(root=root, config=config) as builder:
+        return builder.solve(graph, on_event=on_event, on_error=on_error, **options)
+
+
+def convert(
+    context: str | os.PathLike[str] = ".",
+    *,
+    root: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | Config | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Graph:
+    """The graph of a Dockerfile, with the image config and the directories that it needs to be solved."""
+    with Builder(root=root, config=config) as builder:
+        return builder.convert(context, on_event=on_event, **options)
+
+
 class _Calling:
     def __init__(self, call: OnEvent) -> None:
         self._call = call
@@ -141,6 +208,35 @@ def _prepared(context: str | os.PathLike[str], options: Mapping[str, Any], on_er
     return replace(prepared, on_failure=calling(on_error))
 
 
+def _prepared_graph(graph: State | Graph, options: dict[str, Any], on_error: OnError | None) -> Prepared:
+    from .client.graph import prepare_graph
+    from .driver.graph import Graph
+
+    options = dict(options)
+    if isinstance(graph, Graph):
+        options.setdefault("locals", graph.locals)
+        options.setdefault("image_config", graph.image_config)
+        options.setdefault("platform", graph.platform)
+    options["outputs"] = _outputs(options.get("outputs", ()))
+    options["secrets"] = _secrets(options.get("secrets", ()))
+    prepared = prepare_graph(graph.state if isinstance(graph, Graph) else graph, **options)
+    if on_error is None:
+        return prepared
+    from .driver.shell import calling
+
+    return replace(prepared, on_failure=calling(on_error))
+
+
+def _outputs(values: Sequence[Output | str]) -> tuple[Output, ...]:
+    return tuple(o if isinstance(o, Output) else parse_output(o) for o in values)
+
+
+def _secrets(values: Mapping[str, str | bytes] | Sequence[Secret]) -> tuple[Secret, ...]:
+    if not isinstance(values, Mapping):
+        return tuple(values)
+    return tuple(Secret(id=k, value=v.encode() if isinstance(v, str) else v) for k, v in values.items())
+
+
 def request_of(context: str | os.PathLike[str], **options: Any) -> BuildRequest:
     """A BuildRequest from friendly types: paths, lists, strings for outputs, plain values for secrets."""
     known = set(BuildRequest.__dataclass_fields__)
@@ -158,13 +254,11 @@ def request_of(context: str | os.PathLike[str], **options: Any) -> BuildRequest:
         values["dockerfile"] = os.fspath(values["dockerfile"])
     if isinstance(values.get("dockerfile_text"), str):
         values["dockerfile_text"] = values["dockerfile_text"].encode()
-    values["outputs"] = tuple(o if isinstance(o, Output) else parse_output(o) for o in values.get("outputs", ()))
-    secrets = values.get("secrets", ())
-    if isinstance(secrets, Mapping):
-        values["secrets"] = tuple(Secret(id=k, value=v.encode() if isinstance(v, str) else v) for k, v in secrets.items())
+    values["outputs"] = _outputs(values.get("outputs", ()))
+    values["secrets"] = _secrets(values.get("secrets", ()))
     if "build_contexts" in values:
         values["build_contexts"] = {k: os.fspath(v) for k, v in values["build_contexts"].items()}
     return BuildRequest(context=os.fspath(context), **values)
 
 
-__all__ = ["Builder", "ChantierError", "abuild", "build", "request_of"]
+__all__ = ["Builder", "ChantierError", "abuild", "build", "convert", "request_of", "solve"]

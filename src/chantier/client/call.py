@@ -19,6 +19,9 @@ from .output import Output, plan_outputs
 from .parse import parse_annotations, parse_csv_fields, parse_host, parse_tag, parse_ulimit
 from .request import BuildRequest, Secret, Ssh
 
+if TYPE_CHECKING:
+    from chantier.pb import ops_pb2 as pb
+
 CALLS = {
     "check": "lint",
     "lint": "lint",
@@ -64,6 +67,8 @@ class SolveCall:
     cache_exports: tuple[CacheSpec, ...] = ()
     entitlements: tuple[str, ...] = ()
     internal: bool = False
+    definition: pb.Definition | None = None  # a graph instead of a frontend, which is "" then
+    metadata: Mapping[str, bytes] = field(default_factory=dict)  # what a frontend would say of the graph's result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,6 +151,8 @@ class Solving:
             await self._return_error(GrpcError(_UNKNOWN, str(err)))
             raise
         result = answer.result if answer.HasField("result") else pb.Result(refDeprecated=answer.ref)
+        for key, value in self._call.metadata.items():
+            result.metadata[key] = value
         self._metadata = dict(result.metadata)
         if result.WhichOneof("result") is None:
             result.ref.SetInParent()  # an empty result is one too
@@ -167,6 +169,8 @@ class Solving:
 
     def _frontend_request(self) -> pb.SolveRequest:
         call = self._call
+        if call.definition is not None:
+            return pb.SolveRequest(Definition=call.definition, allowResultReturn=True, allowResultArrayRef=True)
         options = dict(call.attrs)
         request = pb.SolveRequest(Frontend=call.frontend, allowResultReturn=True, allowResultArrayRef=True)
         if call.cache_imports:

@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,7 +22,8 @@ from .offer import open_session
 from .running import Running, result_of
 
 if TYPE_CHECKING:
-    from chantier.engine import Engine
+    from chantier.engine import Engine, SolveRequest
+    from chantier.pb import ops_pb2 as pb
     from chantier.registry import Memory
     from chantier.store import UsageRecord
 
@@ -104,41 +106,23 @@ class Converted:
     metadata: Mapping[str, bytes]
 
 
-def _CUT            ref=call.ref,
-            frontend=call.frontend,
-            attrs=call.attrs,
-            exporters=call.exporters,
-            cache_imports=tuple(CacheOptions(type=c.type, attrs=c.attrs) for c in call.cache_imports),
-            cache_exports=tuple(CacheOptions(type=c.type, attrs=c.attrs) for c in call.cache_exports),
-            entitlements=frozenset(call.entitlements),
-            internal=call.internal,
-            definition=call.definition,
-            metadata=call.metadata,
-            on_failure=prepared.on_failure,
-        )
-        with ExitStack() as stack:
-            session = await asyncio.to_thread(open_session, prepared.offer, self._env, stack)
-            engine = await self._open()
-            try:
-                result = await engine.solve(request, session, reporter)
-            except ChantierError as err:
-                raise SolveError(f"failed to solve: {err}", err) from err
-        await asyncio.to_thread(name_caches, prepared, result.response)
-        return result_of(result.ref, dict(result.response), dict(result.metadata))
+def _request(prepared: Prepared) -> SolveRequest:
+    from chantier.engine import CacheOptions, SolveRequest
 
-    async def client(self) -> EmbeddedClient:
-        """Opens the engine. It is closed with this driver, not with the client."""
-        return EmbeddedClient(await self._open())
-
-    async def _open(self) -> Engine:
-        if self._opening is None:
-            self._opening = asyncio.Lock()
-        async with self._opening:
-            if self._engine is None:
-                from chantier.engine import Engine
-
-                self._engine = await Engine(self.root, self.config).__aenter__()
-            return self._engine
+    call = prepared.call
+    return SolveRequest(
+        ref=call.ref,
+        frontend=call.frontend,
+        attrs=call.attrs,
+        exporters=call.exporters,
+        cache_imports=tuple(CacheOptions(type=c.type, attrs=c.attrs) for c in call.cache_imports),
+        cache_exports=tuple(CacheOptions(type=c.type, attrs=c.attrs) for c in call.cache_exports),
+        entitlements=frozenset(call.entitlements),
+        internal=call.internal,
+        definition=call.definition,
+        metadata=call.metadata,
+        on_failure=prepared.on_failure,
+    )
 
 
 class EmbeddedClient:

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from chantier.client import BuildResult, Prepared
 from chantier.config import Config
 from chantier.progress import Reporter
+
+T = TypeVar("T")
 
 
 class Running:
@@ -46,9 +49,13 @@ class Running:
 
     def build(self, prepared: Prepared, reporter: Reporter) -> BuildResult:
         """Run one build to its end; blocks. Interrupting it cancels the build and waits until its steps are gone."""
+        return self.run(self.abuild(prepared, reporter))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for something of this driver's in its own loop."""
         if self._runner is None:
             self._runner = asyncio.Runner()
-        return self._runner.run(self.abuild(prepared, reporter))
+        return self._runner.run(work)
 
     async def abuild(self, prepared: Prepared, reporter: Reporter) -> BuildResult:
         """Run one build in the running loop; several may run at once."""

@@ -98,7 +98,8 @@ class Build:
         request = self.request
         imports = [CacheImport(type=one.type, attrs=one.attrs) for one in request.cache_imports]
         if request.definition is not None:
-            return FrontendResult(refs={"": await self.bridge.solve(request.definition, cache_imports=imports)})
+            solved = await self.bridge.solve(request.definition, cache_imports=imports)
+            return FrontendResult(refs={"": solved}, metadata=request.metadata)
         attrs = dict(request.attrs)
         if imports and "cache-imports" not in attrs:  # the frontend passes them on with each of its own solves
             attrs["cache-imports"] = json.dumps([{"Type": one.type, "Attrs": dict(one.attrs)} for one in imports])

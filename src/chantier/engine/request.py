@@ -29,6 +29,7 @@ class SolveRequest:
     attrs: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, pb.Definition] = field(default_factory=dict)
     definition: pb.Definition | None = None
+    metadata: Mapping[str, bytes] = field(default_factory=dict)  # of the definition's result: `containerimage.config`
     exporters: tuple[tuple[str, Mapping[str, str]], ...] = ()
     cache_imports: tuple[CacheOptions, ...] = ()
     cache_exports: tuple[CacheOptions, ...] = ()

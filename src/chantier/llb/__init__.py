@@ -10,7 +10,18 @@ Three names to know: `State`, `image`, `load`.
 
 from .combine import diff, merge
 from .constraints import Constraints, Group, How, Location, Resources, SourceMap
-from .definition import Graph, LoadedVertex, default_name, load, marshal_op, platform_of, platform_to_pb, raw_ops, validate
+from .definition import (
+    Graph,
+    LoadedVertex,
+    default_name,
+    load,
+    marshal_op,
+    platform_of,
+    platform_to_pb,
+    raw_ops,
+    rewritten,
+    validate,
+)
 from .file import DOCKERFILE, BoundAction, Copying, FileAction, Owner, copy, mkdir, mkfile, rm, symlink
 from .git_url import GitRef, GitUrl
 from .run import DEFAULT_PATH, Device, Mount, Proxy, Secret, Ssh, Ulimit, bind, cache, tmpfs
@@ -66,6 +77,7 @@ __all__ = [
     "platform_to_pb",
     "range_to_pb",
     "raw_ops",
+    "rewritten",
     "rm",
     "scratch",
     "symlink",

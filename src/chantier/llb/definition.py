@@ -7,7 +7,7 @@ The digest of an operation is that of its bytes as Go's deterministic marshallin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -126,6 +126,27 @@ def load(
     return Graph(vertices, (renamed[edge.digest], edge.index), definition.Source if definition.HasField("Source") else None)
 
 
+def rewritten(definition: pb.Definition, change: Callable[[pb.Op], None]) -> pb.Definition:
+    """The definition with `change` made to every operation; digests, edges, metadata and places follow."""
+    renamed: dict[str, str] = {}
+    out = pb.Definition()
+    for raw in raw_ops(definition):
+        op = pb.Op.FromString(raw)
+        for edge in op.inputs:
+            edge.digest = renamed.get(edge.digest, edge.digest)
+        change(op)
+        new = marshal_op(op)
+        renamed[digest_of(raw)] = digest_of(new)
+        getattr(out, "def").append(new)
+    for digest, metadata in definition.metadata.items():
+        out.metadata[renamed.get(digest, digest)].CopyFrom(metadata)
+    if definition.HasField("Source"):
+        out.Source.infos.extend(definition.Source.infos)
+        for digest, locations in definition.Source.locations.items():
+            out.Source.locations[renamed.get(digest, digest)].CopyFrom(locations)
+    return out
+
+
 def validate(op: pb.Op) -> None:
     """BuildKit's opsutils.Validate: what an operation must have to be run. Raises UsageError."""
     kind = op.WhichOneof("op")
@@ -217,4 +238,15 @@ def platform_to_pb(platform: Platform) -> pb.Platform:
     )
 
 
-__all__ = ["Graph", "LoadedVertex", "default_name", "load", "marshal_op", "platform_of", "platform_to_pb", "raw_ops", "validate"]
+__all__ = [
+    "Graph",
+    "LoadedVertex",
+    "default_name",
+    "load",
+    "marshal_op",
+    "platform_of",
+    "platform_to_pb",
+    "raw_ops",
+    "rewritten",
+    "validate",
+]
