@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
 import secrets
 import socket
@@ -103,7 +104,8 @@ class FakeRegistry:
     `tls` is a server's context (`verify_mode = CERT_REQUIRED` makes it ask for client certificates). `users` are names and
     passwords; `auth` says how they are asked for: `basic`, `token` (a token server at `/token` here, or at `realm`), or not.
     Anonymous users get tokens for pulling if `public`. `uploads` is `any`, or `chunks` to refuse whole blobs; `most_body`
-    bounds a request's body as a proxy does. `cdn` sends blobs from there. `delay_s` slows blob bodies.
+    bounds a request's body as a proxy does. `cdn` sends blobs from there. `delay_s` slows blob bodies. `seed` makes faults
+    that have a `chance` come in the same order each time.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class FakeRegistry:
         upload_host: FakeRegistry | None = None,
         delay_s: float = 0.0,
         name: str = "127.0.0.1",
+        seed: int | None = None,
     ) -> None:
         self.tls = tls
         self.users = dict(users or {})
@@ -144,6 +147,7 @@ class FakeRegistry:
         self.refresh_tokens: dict[str, str] = {}  # identity token: user
         self.connections = 0
         self.under_way = self.peak = self.blobs_under_way = self.peak_blobs = 0
+        self._random = random.Random(seed)
         self._faults: list[Fault] = []
         self._uploads: dict[str, _Upload] = {}
         self._mutex = threading.RLock()
@@ -245,7 +249,7 @@ class FakeRegistry:
     def fault_for(self, method: str, path: str) -> Fault | None:
         with self._mutex:
             for fault in self._faults:
-                if fault.matches(method, path) and (fault.chance >= 1 or secrets.randbelow(10**6) < fault.chance * 10**6):
+                if fault.matches(method, path) and (fault.chance >= 1 or self._random.random() < fault.chance):
                     fault.times -= 1 if fault.times > 0 else 0
                     return fault
             return None
