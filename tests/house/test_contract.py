@@ -118,7 +118,8 @@ def test_only_faces_print() -> None:
 def test_nothing_forks_and_few_start_processes() -> None:
     for path in _files():
         text = path.read_text()
-        assert "os.fork(" not in text, path
+        if path.relative_to(SRC) != Path("runtime/native/helper.py"):  # a program of its own, without a thread
+            assert "os.fork(" not in text, path
         assert "preexec_fn=" not in text, path
         if any(word in text for word in ("subprocess.", "create_subprocess_exec", "posix_spawn")):
             assert _room(path) in PROCESS_ROOMS, f"{path.relative_to(SRC)} starts processes"

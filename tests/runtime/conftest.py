@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rootfs of one static busybox, and a runtime that was probed once."""
+"""A rootfs of one static busybox, and a runtime of the kind a test asks for."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import shutil
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,15 @@ from typing import Any
 
 import pytest
 
-from chantier.runtime import Container, Exit, Process, Runc, probe
+from chantier.runtime import Container, Exit, Native, Process, Runc, probe
+from chantier.runtime.places import cgroup_roots
 from chantier.spec import new_id
 
 BUSYBOX = "/bin/busybox"
-APPLETS = """sh cat id ls true false echo sleep stat mount umount hostname dd df grep kill ps chroot mknod touch wc head yes nc ip setsid""".split()  # noqa: SIM905
+APPLETS = """sh cat id ls true false echo sleep stat mount umount hostname dd df grep kill ps chroot mknod touch wc head yes nc ip setsid
+chmod chown mkdir rm ln tty stty readlink env find sed test seq trap mv cp unshare insmod swapon date su umask losetup cut tr""".split()  # noqa: SIM905
+
+Work = Callable[[Any], Coroutine[Any, Any, Any]]
 
 
 def make_rootfs(where: Path) -> Path:
@@ -51,6 +56,13 @@ class Ran:
         return b"".join(data for stream, data in self.pieces if stream == 2).decode()
 
 
+async def open_runtime(kind: str, state: Path) -> Runc | Native:
+    """`runc`, `crun`, `native` (the helper in C) or `native-python`."""
+    if kind.startswith("native"):
+        return await probe(state, binary="native", helper="python" if kind.endswith("python") else "c")
+    return await probe(state, binary=kind)
+
+
 @pytest.fixture
 def rootfs(tmp_path: Path) -> Path:
     return make_rootfs(tmp_path / "rootfs")
@@ -62,12 +74,18 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def using(state: Path) -> Iterator[Callable[[Callable[[Runc], Coroutine[Any, Any, Any]]], Any]]:
-    """Call an async function with a probed runtime."""
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which runtime; tests for all of them parametrize it."""
+    return str(getattr(request, "param", "runc"))
 
-    def call(work: Callable[[Runc], Coroutine[Any, Any, Any]]) -> Any:
+
+@pytest.fixture
+def using(state: Path, kind: str) -> Iterator[Callable[[Work], Any]]:
+    """Call an async function with a runtime that was probed."""
+
+    def call(work: Work) -> Any:
         async def body() -> Any:
-            runtime = await probe(state)
+            runtime = await open_runtime(kind, state)
             try:
                 return await work(runtime)
             finally:
@@ -83,13 +101,39 @@ def using(state: Path) -> Iterator[Callable[[Callable[[Runc], Coroutine[Any, Any
 def sh(rootfs: Path, using: Any) -> Callable[..., Ran]:
     """Run a shell script, or a whole command line, in a container on the rootfs."""
 
-    def call(script: str | tuple[str, ...], *, process: dict[str, Any] | None = None, **container: Any) -> Ran:
+    def call(script: str | tuple[str, ...], *, process: dict[str, Any] | None = None, stdin: Any = None, **container: Any) -> Ran:
         pieces: list[tuple[int, bytes]] = []
         args = ("sh", "-c", script) if isinstance(script, str) else script
-        described = Container(
-            id=new_id(), rootfs=rootfs, process=Process(args=args, env=("PATH=/bin",), **(process or {})), **container
-        )
-        ended = using(lambda runtime: runtime.run(described, output=lambda stream, data: pieces.append((stream, data))))
+        given = {"env": ("PATH=/bin",), **(process or {})}
+        described = Container(id=new_id(), rootfs=rootfs, process=Process(args=args, **given), **container)
+        output = lambda stream, data: pieces.append((stream, data))  # noqa: E731
+        ended = using(lambda runtime: runtime.run(described, output=output, stdin=stdin))
         return Ran(ended, pieces)
 
     return call
+
+
+def processes_with(mark: str) -> list[int]:
+    """Processes of the machine whose environment holds the mark."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                if mark.encode() in Path(f"/proc/{name}/environ").read_bytes():
+                    found.append(int(name))
+            except OSError:
+                continue
+    return found
+
+
+def eventually(condition: Any, within_s: float) -> bool:
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return bool(condition())
+
+
+def cgroups_of(id: str) -> list[Path]:
+    return [root / "buildkit" / id for root in cgroup_roots() if (root / "buildkit" / id).exists()]

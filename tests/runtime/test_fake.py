@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is promised of every runtime, asked of the fake and of a real one."""
+"""What is promised of every runtime, asked of the fake and of the real ones."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from chantier.errors import NotFoundError
-from chantier.runtime import Container, Exit, Process, Runtime, probe
+from chantier.runtime import Container, Exit, Process, Runtime
 from chantier.spec import new_id
 from chantier.testing.runtime import Call, FakeRuntime
+
+from .conftest import open_runtime
 
 pytestmark = [pytest.mark.root, pytest.mark.runc]
 
@@ -35,11 +37,13 @@ THREE = "echo out; echo err >&2; echo x > /made; exit 3"
 PROGRAMS: dict[str, Any] = {f"sh -c {THREE}": _three, "sleep": _sleep, "true": lambda call: None}
 
 
-@pytest.fixture(params=["fake", "runc"])
+@pytest.fixture(params=["fake", "runc", "native", "native-python"])
 def using(request: pytest.FixtureRequest, state: Path) -> Callable[[Callable[[Runtime], Awaitable[Any]]], Any]:
     def call(work: Callable[[Runtime], Awaitable[Any]]) -> Any:
         async def body() -> Any:
-            runtime: Runtime = FakeRuntime(programs=PROGRAMS) if request.param == "fake" else await probe(state)
+            runtime: Runtime = (
+                FakeRuntime(programs=PROGRAMS) if request.param == "fake" else await open_runtime(request.param, state)
+            )
             try:
                 return await work(runtime)
             finally:

@@ -88,6 +88,7 @@ from .namespaces import (
     setns,
     unshare,
 )
+from .numbers import syscalls
 from .paths import (
     RESOLVE_BENEATH,
     RESOLVE_CACHED,
@@ -101,6 +102,7 @@ from .paths import (
     openat2,
     resolve_in_root,
 )
+from .process import attach_device_program
 
 __all__ = [
     "CLONE_FS",
@@ -150,6 +152,7 @@ __all__ = [
     "WHITEOUT_DEV",
     "IdRange",
     "at",
+    "attach_device_program",
     "bind",
     "copy_file",
     "escape",
@@ -180,6 +183,7 @@ __all__ = [
     "set_xattr",
     "setns",
     "split_lowers",
+    "syscalls",
     "umount",
     "unshare",
     "utimens",

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from . import libc
+from .numbers import number
 
 # sched.h
 CLONE_FS = 0x00000200
@@ -34,9 +35,8 @@ def setns(fd: int, nstype: int = 0) -> None:
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
-    """pivot_root(2); glibc has no wrapper that is exported everywhere, so by number of the machine."""
-    number = {"x86_64": 155}.get(os.uname().machine, 41)
-    libc.syscall(number, os.fsencode(new_root), os.fsencode(put_old), filename=new_root)
+    """pivot_root(2), for which C libraries have no function."""
+    libc.syscall(number("pivot_root"), os.fsencode(new_root), os.fsencode(put_old), filename=new_root)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run one process in one rootfs, and say how it ended.
 
-`Runc` runs containers by an OCI runtime that `probe` has found working; the rest of the room prepares what such a
-container sees: `oci` describes it, `users` finds who it runs as, `files` makes hosts and resolv.conf, `stubs` keeps mount
+`Runc` runs containers by an OCI runtime, `Native` by the kernel alone, and `probe` finds out which of them works here. The rest
+of the room prepares what a container sees: `oci` describes it, `users` finds who it runs as, `files` makes hosts and resolv.conf, `stubs` keeps mount
 points out of the result.
 
 What it promises: output arrives whole and in order; a cancelled container is dead, reaped and gone with its whole tree
@@ -15,6 +15,7 @@ Three names to know: `probe`, `Runc`, `Container`.
 from __future__ import annotations
 
 from .files import DEFAULT_HOSTNAME, Dns, Files
+from .native import Native
 from .places import Places, recover
 from .probe import probe
 from .runc import Runc
@@ -29,6 +30,7 @@ __all__ = [
     "Dns",
     "Exit",
     "Files",
+    "Native",
     "OnOutput",
     "Places",
     "Process",

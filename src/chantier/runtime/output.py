@@ -94,11 +94,14 @@ async def _feed(stdin: Stdin, pipe: Any) -> None:
 
 
 class Terminal:
-    """A pseudo terminal whose other side is given to a process; stdout and stderr are one stream here."""
+    """A pseudo terminal whose other side is given to a process; stdout and stderr are one stream here.
 
-    def __init__(self, output: OnOutput) -> None:
+    `master` is that of a terminal that was opened elsewhere, in the container; it is closed with this.
+    """
+
+    def __init__(self, output: OnOutput, master: int | None = None) -> None:
         self._output = output
-        self.master, self.slave = os.openpty()
+        self.master, self.slave = os.openpty() if master is None else (master, -1)
         os.set_blocking(self.master, False)
         self._loop = asyncio.get_running_loop()
         self.drained: asyncio.Future[None] = self._loop.create_future()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding an OCI runtime that works here, by running a container with it.
+"""Finding a runtime that works here, by running a container with it: an OCI runtime, or else the native sandbox.
 
 A version number says little: crun before 1.9 refuses a mixed cgroup hierarchy, a runc may lack seccomp, and inside another
 container either may be forbidden to mount /proc. So each candidate runs one process of nine bytes of code in a container
@@ -21,11 +21,13 @@ from chantier.errors import UnsupportedError
 from chantier.spec import new_id
 
 from .host import Host, this_host
+from .native import Native
 from .places import recover
 from .runc import Runc
 from .types import Container, Exit, Process
 
 CANDIDATES = ("buildkit-runc", "runc", "crun")
+NATIVE = "native"  # as `binary`, the sandbox that needs no program
 _FILE = "runtime-probe.json"
 _LIMIT_S = 20.0
 
@@ -55,8 +57,9 @@ async def probe(
     process_sandbox: bool = True,
     host: Host | None = None,
     search: str | None = None,
-) -> Runc:
-    """The first of the candidates that runs a container; `binary` (worker.oci.binary) is then the only one.
+    helper: str = "auto",
+) -> Runc | Native:
+    """The first of the candidates that runs a container, else the native sandbox; `binary` (worker.oci.binary) is then the only one.
 
     `root` is the state directory: containers live in its `executor`, where what dead processes left is removed first.
     Raises UnsupportedError that names each candidate and why it failed.
@@ -64,7 +67,16 @@ async def probe(
     host = host or this_host()
     await asyncio.to_thread(recover, root / "executor")
     failed: list[str] = []
-    for name in (binary,) if binary else CANDIDATES:
+    for name in (binary,) if binary else (*CANDIDATES, NATIVE):
+        if name == NATIVE:
+            native = Native(
+                root / "executor", host=host, apparmor=apparmor, selinux=selinux, process_sandbox=process_sandbox, helper=helper
+            )
+            reason = await _try_native(root, native, host)
+            if not reason:
+                return native
+            failed.append(f"{NATIVE}: {reason}")
+            continue
         path = shutil.which(name, path=search)
         if path is None:
             failed.append(f"{name}: not found in PATH" if "/" not in name else f"{name}: not found")
@@ -84,8 +96,25 @@ async def probe(
     raise UnsupportedError(
         "no OCI runtime works on this machine: " + "; ".join(failed),
         detail="\n".join(failed),
-        hint="install runc, or name one that works as `binary` in [worker.oci] of the configuration",
+        hint="`chantier doctor` says what is missing; or name a runtime that works as `binary` in [worker.oci]",
     )
+
+
+async def _try_native(root: Path, native: Native, host: Host) -> str:
+    """Why the native sandbox does not work here, "" if it does."""
+    try:
+        helper = await asyncio.to_thread(native.find)
+        if _remembered(root, str(helper.program), host, NATIVE) is not None:
+            return ""
+        ended, said = await _run_once(native, host.machine)
+    except (UnsupportedError, TimeoutError, OSError) as err:
+        await native.close()
+        return str(err) or f"it did not end within {_LIMIT_S:.0f} s"
+    if ended.code == 0:
+        _remember(root, str(helper.program), host, Verdict(binary=NATIVE, works=True), NATIVE)
+        return ""
+    await native.close()
+    return ended.message or " ".join(said.split()) or f"exit code {ended.code}"
 
 
 async def _try(root: Path, path: str, host: Host, apparmor: str, selinux: str, process_sandbox: bool) -> Verdict:
@@ -116,7 +145,7 @@ async def _try(root: Path, path: str, host: Host, apparmor: str, selinux: str, p
     return Verdict(binary=path, works=False, reason=reason)
 
 
-async def _run_once(runtime: Runc, machine: str) -> tuple[Exit, str]:
+async def _run_once(runtime: Runc | Native, machine: str) -> tuple[Exit, str]:
     place = runtime.places.new(f"probe-{new_id()[:12]}")
     rootfs = place / "rootfs"
     for name in ("proc", "sys", "dev"):
@@ -144,10 +173,10 @@ def tiny_program(machine: str) -> bytes:
     return ident + elf + load + code
 
 
-def _key(path: str, host: Host) -> str:
+def _key(path: str, host: Host, kind: str) -> str:
     real = os.path.realpath(path)
     info = os.stat(real)
-    return f"{real} {info.st_mtime_ns} {info.st_size} {host.kernel} {host.cgroups} {int(host.user_namespace)}"
+    return f"{kind}{real} {info.st_mtime_ns} {info.st_size} {host.kernel} {host.cgroups} {int(host.user_namespace)}"
 
 
 def _read(root: Path) -> dict[str, Any]:
@@ -158,18 +187,18 @@ def _read(root: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _remembered(root: Path, path: str, host: Host) -> Verdict | None:
-    known = _read(root).get(_key(path, host))
+def _remembered(root: Path, path: str, host: Host, kind: str = "") -> Verdict | None:
+    known = _read(root).get(_key(path, host, kind))
     if not isinstance(known, dict):
         return None
     return Verdict(binary=path, works=True, seccomp=bool(known.get("seccomp")))
 
 
-def _remember(root: Path, path: str, host: Host, verdict: Verdict) -> None:
-    known = {**_read(root), _key(path, host): {"seccomp": verdict.seccomp}}
+def _remember(root: Path, path: str, host: Host, verdict: Verdict, kind: str = "") -> None:
+    known = {**_read(root), _key(path, host, kind): {"seccomp": verdict.seccomp}}
     fresh = root / f"{_FILE}.{os.getpid()}"
     fresh.write_text(json.dumps(known, indent=1), encoding="utf-8")
     os.replace(fresh, root / _FILE)
 
 
-__all__ = ["CANDIDATES", "Verdict", "probe", "tiny_program"]
+__all__ = ["CANDIDATES", "NATIVE", "Verdict", "probe", "tiny_program"]

@@ -56,6 +56,14 @@ def resolve_user(rootfs: Path, spec: str) -> User:
         raise
 
 
+def home_of(rootfs: Path, uid: int) -> str:
+    """The home directory of a user by number; "/" for one that has none."""
+    for fields in _records(rootfs, "/etc/passwd"):
+        if len(fields) > 5 and fields[2] == str(uid):
+            return fields[5] or "/"
+    return "/"
+
+
 def _both_numeric(spec: str) -> User | None:
     """`uid:gid` in numbers (or `root`) needs no file and gives no supplementary groups."""
     user, colon, group = spec.partition(":")
@@ -141,4 +149,4 @@ def _records(rootfs: Path, path: str) -> Iterator[list[str]]:
             yield line.strip().split(":")
 
 
-__all__ = ["User", "resolve_user"]
+__all__ = ["User", "home_of", "resolve_user"]

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The helper as a program that can be started: sandbox.c compiled once and kept, or helper.py where there is no compiler.
+
+It is copied into memory and sealed there before it runs. A step that executes /proc/self/exe, or names it as an interpreter,
+gets hold of the helper's own program file (CVE-2019-5736): of one that nobody can write to, and that is no file of the machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from chantier.errors import UnsupportedError
+
+_SOURCE = Path(__file__).with_name("sandbox.c")
+_SCRIPT = Path(__file__).with_name("helper.py")
+_FLAGS = ("-O2", "-std=gnu11", "-w")
+_COMPILERS = ("cc", "gcc", "clang", "musl-gcc")
+_COMPILE_S = 120.0
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Helper:
+    """What to start: `program` is executed with `args` and `env`."""
+
+    kind: str  # c or python
+    program: Path
+    args: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+
+
+def find_helper(cache: Path, kind: str = "auto") -> Helper:
+    """The helper of this machine. `kind` c or python insists; auto takes C where a compiler is, or has once been, found."""
+    if kind not in ("auto", "c", "python"):
+        raise UnsupportedError(f"unknown kind of sandbox helper {kind!r}", hint="kinds are auto, c and python")
+    if kind != "python":
+        compiled = _compiled(cache, must=kind == "c")
+        if compiled is not None:
+            return Helper(kind="c", program=compiled, args=("chantier-sandbox",))
+    return _python()
+
+
+def _compiled(cache: Path, *, must: bool) -> Path | None:
+    """The compiled helper, which is named by what it was compiled from."""
+    source = _SOURCE.read_bytes()
+    digest = hashlib.sha256(b" ".join([source, os.uname().machine.encode(), *map(str.encode, _FLAGS)])).hexdigest()[:16]
+    kept = cache / f"sandbox-{digest}"
+    if kept.is_file():
+        return kept
+    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        if must:
+            raise UnsupportedError("the sandbox helper in C needs a compiler, and there is none", hint="install gcc")
+        return None
+    cache.mkdir(mode=0o755, parents=True, exist_ok=True)
+    said = ""
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".build-") as work:
+        fresh = Path(work) / "sandbox"
+        for how in (("-static",), ()):  # without its static half, the C library must do
+            command = [compiler, *_FLAGS, *how, "-o", os.fspath(fresh), os.fspath(_SOURCE)]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_S, check=False, cwd=work)
+            except (OSError, subprocess.TimeoutExpired) as err:
+                said = str(err)
+                continue
+            if done.returncode == 0:
+                fresh.chmod(0o755)
+                os.replace(fresh, kept)
+                return kept
+            said = done.stderr
+    if must:
+        raise UnsupportedError(f"the sandbox helper could not be compiled with {compiler}", detail=said)
+    return None  # a compiler without headers: Python will do
+
+
+def _python() -> Helper:
+    env = []
+    if sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        env.append(("LD_LIBRARY_PATH", str(sysconfig.get_config_var("LIBDIR") or "")))
+    args = (sys.executable, "-I", "-S", "-B", "-X", "utf8", os.fspath(_SCRIPT))
+    return Helper(kind="python", program=Path(os.path.realpath(sys.executable)), args=args, env=tuple(env))
+
+
+def sealed(program: Path) -> int:
+    """A descriptor of a copy of `program` that nobody can change, to be executed by /proc/self/fd."""
+    fd = os.memfd_create("chantier-sandbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(program, "rb") as source, suppress(EOFError):
+            shutil.copyfileobj(source, os.fdopen(os.dup(fd), "wb"), 1 << 20)
+        os.fchmod(fd, 0o555)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+__all__ = ["Helper", "find_helper", "sealed"]
