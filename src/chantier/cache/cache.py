@@ -398,10 +398,14 @@ class Cache:
         *,
         on_removed: Callable[[UsageRecord], None] | None = None,
         cancelled: Callable[[], bool] = never,
+        grace_ns: int | None = None,
     ) -> list[UsageRecord]:
-        """Remove what the policies say, one record at a time, never what is in use by any process; then unused blobs."""
+        """Remove what the policies say, one record at a time, never what is in use by any process; then unused blobs.
+
+        Blobs nobody owns stay for `grace_ns` after their last use, by default as long as a build may yet want them.
+        """
         rules = (policies,) if isinstance(policies, Policy) else tuple(policies)
-        return self._pruner.prune(rules, on_removed=on_removed, cancelled=cancelled)
+        return self._pruner.prune(rules, on_removed=on_removed, cancelled=cancelled, grace_ns=grace_ns)
 
     def size(self, id: str) -> int:
         return self._pruner.size(id)

@@ -98,6 +98,7 @@ class Pruner:
         *,
         on_removed: Callable[[UsageRecord], None] | None = None,
         cancelled: Callable[[], bool],
+        grace_ns: int | None = None,
     ) -> list[UsageRecord]:
         removed = []
         for policy in policies:
@@ -114,7 +115,7 @@ class Pruner:
         everything = any(policy.all and not policy.keep_duration_ns and not policy.filters for policy in policies)
         # A blob without an owner may be one that a running build is about to use; a part of one may yet be resumed.
         idle = everything and not self._root.holds.any()
-        self._blobs.collect(grace_ns=0 if idle else GRACE_NS)
+        self._blobs.collect(grace_ns=grace_ns if grace_ns is not None else 0 if idle else GRACE_NS)
         self._blobs.recover(alone=False, keep_partial_s=0 if idle else _KEEP_PARTIAL_S)
         point("prune.blobs")
         self.sweep()

@@ -381,6 +381,9 @@ class ChantierConfig:
         ("docker/dockerfile", "docker/dockerfile-upstream"),
         about="frontend images (`# syntax=`) that are not run but served by the frontend that is built in",
     )
+    max_bytes: Size = toml(
+        "maxBytes", SIZE, Size(), about="the state directory never takes more, all included, but for what one running step writes"
+    )
     network: NetworkConfig = toml("network", Table(NetworkConfig))
     registries: Mapping[str, RegistryExtra] = toml("registry", Table(RegistryExtra, named=True, check_item=_extra_mistakes))
 

@@ -111,6 +111,8 @@ class Build:
         response: Response = {}
         if result.refs:
             built = await _evaluate(result)
+            if self._exporters or self.request.cache_exports:
+                await self.engine.ceiling.enter_step("the export")
             refs = {key: one.value if one is not None else None for key, one in built.items()}
             answers = await self._export(Exportable(refs=refs, metadata=result.metadata), built)
             response = await self._caches.run([one for one in built.values() if one is not None])

@@ -25,6 +25,7 @@ from chantier.solver import Solver
 from chantier.spec import Platform, host_platform, new_id
 from chantier.store import Db, Disk, Policy, Root, UsageRecord
 
+from .ceiling import Ceiling
 from .credentials import Credentials
 from .fetch import RegistryFetcher
 from .gc import collect
@@ -42,9 +43,7 @@ if TYPE_CHECKING:
     from .bridge import EngineBridge
     from .build import Build
 
-    RunFrontendImage = Callable[
-        ["EngineBridge", str, Mapping[str, str], Mapping[str, pb.Definition]], Awaitable[FrontendResult]
-    ]
+    RunFrontendImage = Callable[["EngineBridge", str, Mapping[str, str], Mapping[str, pb.Definition]], Awaitable[FrontendResult]]
 
 
 class Engine:
@@ -111,6 +110,8 @@ class Engine:
                 parallelism=self.config.worker_oci.max_parallelism,
                 registries=self.registries,
             )
+            self.ceiling = Ceiling(self._root, self.cache, self.config.chantier.max_bytes.of(self._root.disk().total))
+            self.worker.room = self.ceiling.enter_step
             notes = Notes(self._root.db)
             self.registries.breakers.remember_in(notes)
             self.images = ImageResolver(self.worker, self.registry_for, notes)
@@ -159,6 +160,7 @@ class Engine:
         self.registries.reload(config)
         self.config = self.worker.config = config
         self.worker.slots.resize(config.worker_oci.max_parallelism)
+        self.ceiling.limit = config.chantier.max_bytes.of(self._root.disk().total)
         if self.allowed_entitlements is not None:
             self.allowed_entitlements = frozenset(config.entitlements)
 
@@ -200,7 +202,7 @@ class Engine:
 
         try:
             with self._root.lease():  # manifests and configs that this build reads or writes stay until it ends
-                async with Build(self, request, session, reporter) as build:
+                async with self.ceiling.build(), Build(self, request, session, reporter) as build:
                     yield build
         finally:
             if not request.internal:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -64,6 +64,7 @@ class Worker:
     session_by_id: Mapping[str, Session] = field(default_factory=dict)  # for `local.session` and its like
     extra: dict[str, Any] = field(default_factory=dict)  # what one kind of operation keeps for the life of the engine
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(64, "chantier-op"))
+    room: Callable[[str], Awaitable[None]] | None = None  # waits until a step may write; raises DiskFullError
     slots: Slots = field(init=False)  # resized when the limit is configured anew
     _making: threading.RLock = field(default_factory=threading.RLock, init=False)  # making one thing may need another
 
@@ -82,7 +83,13 @@ class Worker:
 
     def slot(self, who: str = "") -> AbstractAsyncContextManager[None]:
         """One of the `parallelism` places; waits for it. This is what `Op.acquire` of a step returns."""
-        return self.slots.hold(who)
+        return self.slots.hold(who) if self.room is None else self._slot_with_room(who, self.room)
+
+    @asynccontextmanager
+    async def _slot_with_room(self, who: str, room: Callable[[str], Awaitable[None]]) -> AsyncIterator[None]:
+        async with self.slots.hold(who):
+            await room("the step")
+            yield
 
     def kept(self, key: str, make: Callable[[], Any]) -> Any:
         """What one kind of operation keeps for the life of the engine, made at first use. Any thread."""

@@ -23,6 +23,7 @@ from .gc import default_policies, plan, why_kept
 from .holds import Holds, Lease
 from .root import Root
 from .types import BlobInfo, Disk, Eviction, Policy, UsageRecord
+from .weigh import Weight, weigh
 from .writer import Writer
 
 __all__ = [
@@ -36,9 +37,11 @@ __all__ = [
     "Policy",
     "Root",
     "UsageRecord",
+    "Weight",
     "Writer",
     "compile_filters",
     "default_policies",
     "plan",
+    "weigh",
     "why_kept",
 ]

@@ -76,7 +76,8 @@ class BlobStore:
         if row[0] != size:
             self.delete(digest)
             return None
-        hold_for_lease("blob", digest)
+        if hold_for_lease("blob", digest) and not path.exists():
+            return None  # a collection took it before it was held
         if now - row[3] > _TOUCH_NS:
             with self._db.write() as cursor:
                 cursor.execute("UPDATE blob SET touched = ? WHERE digest = ?", (now, digest))

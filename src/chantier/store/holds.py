@@ -77,10 +77,13 @@ class Lease:
         self._token: Token[Lease | None] | None = None
         self._held: set[tuple[str, str]] = set()
 
-    def hold(self, kind: str, key: str) -> None:
-        if (kind, key) not in self._held:
-            self._holds.add(kind, key, owner=self.id)
-            self._held.add((kind, key))
+    def hold(self, kind: str, key: str) -> bool:
+        """Whether it was not held by this lease before."""
+        if (kind, key) in self._held:
+            return False
+        self._holds.add(kind, key, owner=self.id)
+        self._held.add((kind, key))
+        return True
 
     def release(self) -> None:
         self._held.clear()
@@ -96,11 +99,10 @@ class Lease:
         self.release()
 
 
-def hold_for_lease(kind: str, key: str) -> None:
-    """Hold something for the lease of the current context, if there is one."""
+def hold_for_lease(kind: str, key: str) -> bool:
+    """Hold something for the lease of the current context, if there is one; whether that is new."""
     lease = _lease.get()
-    if lease is not None:
-        lease.hold(kind, key)
+    return lease is not None and lease.hold(kind, key)
 
 
 __all__ = ["SCHEMA", "Holds", "Lease", "hold_for_lease"]
