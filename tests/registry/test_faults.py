@@ -98,7 +98,7 @@ def test_wrong_bytes_are_refused(fake: FakeRegistry, client: Make, image: Descri
     with pytest.raises(IntegrityError, match=words):
         client().fetch_blob(ref(fake), image, writer)
     assert writer.offset == 0
-    assert fake.count("GET", "/blobs/") == 3  # they may have been spoilt on the way
+    assert fake.count("GET", "/blobs/") == 5  # they may have been spoilt on the way
 
 
 def test_wrong_bytes_of_a_partial_file(fake: FakeRegistry, client: Make, image: Descriptor) -> None:
@@ -168,10 +168,10 @@ def test_head_not_allowed(fake: FakeRegistry, client: Make, image: Descriptor) -
 
 def test_manifest_is_checked_and_bounded(fake: FakeRegistry, client: Make, image: Descriptor) -> None:
     digest = fake.repository("app").tags["1"]
-    fake.fail("wrong", method="GET", path="/manifests/", times=3)
+    fake.fail("wrong", method="GET", path="/manifests/", times=5)
     with pytest.raises(IntegrityError, match="has digest"):
         client().manifest(ref(fake), digest)
-    assert fake.count("GET") == 3
+    assert fake.count("GET") == 5
     huge = fake.add_manifest("app", b" " * (5 << 20), tag="huge")
     with pytest.raises(RegistryError, match="exceeds the limit of 4393216"):
         client().resolve(ref(fake, "app:huge"))

@@ -20,6 +20,8 @@ from .retry import wait
 from .transport import Response
 from .types import BlobWriter, Cancelled, Fetched
 
+_LARGE = 64 << 20
+_MOST_WRONG_LARGE = 2  # to fetch gigabytes again and again is no help
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-")
 
 
@@ -97,7 +99,7 @@ class _Fetch:
                 self.writer.restart()
                 if host is not None and not self._leave_out(host):
                     wrong += 1
-                    if wrong == MOST_WRONG:
+                    if wrong == (MOST_WRONG if self.descriptor.size <= _LARGE else _MOST_WRONG_LARGE):
                         raise
                     self.caller.trace.info("trying again", {"error": err.brief, "host": host.authority})
                 elif host is None:

@@ -25,7 +25,7 @@ from .messages import Request
 from .transport import Response
 from .types import Cancelled, Resolved
 
-MOST_WRONG = 3
+MOST_WRONG = 5
 """How often a host may answer with wrong bytes before it is believed to have no others."""
 MANIFEST_LIMIT = 4 * 1048 * 1048  # upstream's number, not 4 MiB
 _ACCEPT = f"{DOCKER_MANIFEST}, {DOCKER_INDEX}, {OCI_MANIFEST}, {OCI_INDEX}, */*"
