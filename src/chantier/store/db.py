@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,8 @@ class Db:
         self.path = path
         self._busy_s = busy_s
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._idle: deque[sqlite3.Connection] = deque()  # of threads that have ended
+        self._connections: set[sqlite3.Connection] = set()
         self._lock = threading.Lock()
 
     def ensure(self, schema: str) -> None:
@@ -61,20 +63,39 @@ class Db:
             for connection in self._connections:
                 connection.close()
             self._connections.clear()
+        self._idle.clear()
         self._local = threading.local()
 
     def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            with _translated(self.path):
-                connection = sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("PRAGMA synchronous=NORMAL")
-                connection.execute("PRAGMA foreign_keys=ON")
-            self._local.connection = connection
-            with self._lock:
-                self._connections.append(connection)
+        lent: _Lent | None = getattr(self._local, "lent", None)
+        if lent is None:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._open()
+            lent = self._local.lent = _Lent(self._idle, connection)
+        return lent.connection
+
+    def _open(self) -> sqlite3.Connection:
+        with _translated(self.path):
+            connection = sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA foreign_keys=ON")
+        with self._lock:
+            self._connections.add(connection)
         return connection
+
+
+class _Lent:
+    """A thread's connection; when the thread ends it goes to whoever needs one next. No lock is taken: this may run anywhere."""
+
+    def __init__(self, idle: deque[sqlite3.Connection], connection: sqlite3.Connection) -> None:
+        self._idle = idle
+        self.connection = connection
+
+    def __del__(self) -> None:
+        self._idle.append(self.connection)
 
 
 @contextmanager
