@@ -161,9 +161,9 @@ def test_insufficient_scope_adds_what_is_missing() -> None:
 
 def test_a_401_that_stands() -> None:
     refused = Reply(401, www_authenticate=BEARER)
-    requests, answer = talk(authoriser(), [refused, token("a"), refused, token("b"), refused])
+    requests, answer = talk(authoriser(), [refused, token("a"), refused])
     assert answer.status == 401
-    assert len(requests) == 5
+    assert len(requests) == 3  # a new token for the same would be refused as well
 
 
 def test_tokens_are_not_shared_between_credentials() -> None:

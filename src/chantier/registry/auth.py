@@ -160,6 +160,7 @@ class Authoriser:
         """
         wanted = merge_scopes(scopes)
         sent: str | None = None
+        fresh = False  # the login that was refused was not one from the cache: another like it will not do better
         if challenge := self._tokens.challenge(host):
             sent = yield from self._answer(challenge, host, wanted, request.url)
         answer = yield request.with_headers(authorization=sent)
@@ -171,6 +172,8 @@ class Authoriser:
             if sent is not None:
                 self._tokens.drop(sent.partition(" ")[2])
             more = merge_scopes([*wanted, *(s for c in challenges for s in c.params.get("scope", "").split())])
+            if fresh and more == wanted:
+                return answer
             again = None
             for challenge in challenges:
                 again = yield from self._answer(challenge, host, more, request.url)
@@ -179,7 +182,7 @@ class Authoriser:
                     break
             if again is None or again == sent:
                 return answer
-            sent, wanted = again, more
+            sent, wanted, fresh = again, more, True
             answer = yield request.with_headers(authorization=sent)
         return answer
 
