@@ -58,6 +58,7 @@ def text(status: dict[str, Any]) -> str:
     if steps:
         limit = f" of {steps['limit']}" if steps["limit"] else ""
         lines.append(f"steps      {steps['running']}{limit} running, {steps['waiting']} waiting for a place")
+    lines += _registries(status.get("registries") or {})
     if status.get("needs_restart"):
         lines.append(f"restart    needed for {', '.join(status['needs_restart'])}")
     lines.append(f"builds     {len(status['builds'])}")
@@ -79,6 +80,21 @@ def text(status: dict[str, Any]) -> str:
         if others and not vertex["doing"]:
             lines.append(f"    waits for {', '.join(others)}")
     return "\n".join(lines) + "\n"
+
+
+def _registries(found: dict[str, Any]) -> list[str]:
+    """Requests under way, and hosts that are passed over."""
+    lines = []
+    for one in found.get("traffic", ()):
+        limits = one["limits"]
+        doing = f"{one['pulls']} pulls, {one['pushes']} pushes of {limits['blobs']}, {one['metadata']} of {limits['metadata']} metadata"
+        lines.append(f"registry   {one['registry']}: {doing}, {one['waiting']} waiting")
+    for one in found.get("hosts", ()):
+        if one["breaker"] != "closed":
+            lines.append(
+                f"host       {one['host']}: breaker {one['breaker']} for {_time(one['open_for_s'])} more: {one['error']}"
+            )
+    return lines
 
 
 def _time(seconds: float) -> str:

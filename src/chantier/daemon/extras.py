@@ -59,6 +59,7 @@ def report(daemon: Daemon) -> dict[str, Any]:
     if engine is not None:
         slots = engine.worker.slots
         found["steps"] = {"running": len(slots.running), "waiting": len(slots.waiting), "limit": slots.limit}
+        found["registries"] = engine.registries.status().plain()
         found["vertices"] = [
             {
                 "digest": status.digest,

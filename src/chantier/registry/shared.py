@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 
@@ -43,6 +44,33 @@ class Status:
 
     hosts: tuple[HostState, ...]
     traffic: tuple[Traffic, ...]
+
+    def plain(self, now: float | None = None) -> dict[str, list[dict[str, object]]]:
+        """As values that JSON knows: requests under way and waiting by registry, and hosts with the state of their breaker."""
+        at = time.time() if now is None else now
+        return {
+            "traffic": [
+                {
+                    "registry": one.registry,
+                    "pulls": one.pulls,
+                    "pushes": one.pushes,
+                    "metadata": one.metadata,
+                    "waiting": one.waiting,
+                    "limits": asdict(one.limits),
+                }
+                for one in self.traffic
+            ],
+            "hosts": [
+                {
+                    "host": one.authority,
+                    "breaker": one.name(at),
+                    "open_for_s": round(max(0.0, one.open_until - at), 1),
+                    "failures": one.failures,
+                    "error": one.error,
+                }
+                for one in self.hosts
+            ],
+        }
 
 
 @dataclass(eq=False)
