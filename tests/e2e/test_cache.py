@@ -229,3 +229,18 @@ def test_a_damaged_blob_is_left_out_of_the_cache(make_command: Callable[..., Com
     named = {layer["digest"] for layer in part["layers"]}
     assert victim not in named or "mounted" in done.err
     assert cached(make_command(name="two").build(MULTI, "--cache-from", ref).ok()) <= {"CACHED", "DONE"}
+
+
+def test_a_miss_names_what_changed(chantier: Command, tmp_path: Path) -> None:
+    context = tmp_path / "ctx"
+    (context / "src").mkdir(parents=True)
+    for name in ("a", "b"):
+        (context / "src" / name).write_text(name)
+    text = "FROM alpine\nARG V=1\nCOPY src /s/\nRUN echo $V\n"
+    chantier.build(text, "--explain", context=context).ok()
+    (context / "src/a").write_text("changed")
+    os.chmod(context / "src/b", 0o600)
+    done = chantier.build(text, "--explain", context=context).ok()
+    assert "src/a: content changed; src/b: mode 644 became 600" in done.err
+    done = chantier.build(text, "--explain", "--build-arg", "V=2", context=context).ok()
+    assert 'variable V: "1" became "2"' in done.err

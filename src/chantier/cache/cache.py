@@ -19,6 +19,7 @@ from chantier.store.trace import point
 from .compose import flat_inputs, layer_ids
 from .fetch import Blobs
 from .handles import SHARED, Handles, State
+from .listing import Listings
 from .prune import Pruner
 from .realise import Trees, snapshot_exists
 from .records import BASE, DIFF, LAYER, MERGE, Record, Records, blob_id, fold
@@ -53,6 +54,7 @@ class Cache:
         self.clock = clock
         self.records = Records(db)
         self.trees = Trees(root, self.records, snapshots, Blobs(blobs, self.records, fetcher))
+        self.listings = Listings(db, clock=clock)
         self.handles = Handles(root, self.records, clock=clock)
         self._pruner = Pruner(root, self.records, snapshots, blobs, clock=clock)
         recover(root, self.records, snapshots, blobs, self._pruner)

@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import CancelledError_, NotFoundError
+from chantier.solver.keys import content_key_id
 from chantier.spec.patterns import clean
 
 from .content_tree import EMPTY, ContentTree, Selector, unpack_checked
+from .listing import Listings, list_tree
 from .types import never
 
 if TYPE_CHECKING:
@@ -48,19 +50,25 @@ def content_digest(
     step: Step | None = None,
     sessions: Sequence[Any] = (),
     cancelled: Callable[[], bool] = never,
+    listings: Listings | None = None,
 ) -> str:
     """The digest of what the selectors take of a result (all of it if there are none); None is the empty tree.
 
-    Fetches the result if it is lazy. Raises NotFoundError, as `"/nofile": not found`, for a path that is not there.
+    What it was computed of goes to `listings`, so that a later miss can be explained. Fetches the result if it is lazy. Raises NotFoundError, as `"/nofile": not found`, for a path that is not there.
     """
     selectors = selectors or (Selector(),)
     if ref is None:
         return combine([_of_nothing(selector) for selector in selectors])
     volatile = ref.get_tree_meta(VOLATILE) is not None
     kept = _load_results(ref)
+    listed: dict[str, tuple[str, str]] = {}
     if any(selector.key not in kept for selector in selectors):
-        kept |= _compute(ref, selectors, kept, volatile, step, sessions, cancelled)
-    return combine([kept[selector.key] for selector in selectors])
+        noted = listed if listings is not None and not any(selector.key in kept for selector in selectors) else None
+        kept |= _compute(ref, selectors, kept, volatile, step, sessions, cancelled, noted)
+    digest = combine([kept[selector.key] for selector in selectors])
+    if listings is not None and listed and not listings.has(key := content_key_id(digest)):
+        listings.save(key, listed)
+    return digest
 
 
 def tree_digest(root: Path, selectors: Sequence[Selector] = (), *, cancelled: Callable[[], bool] = never) -> str:
@@ -96,6 +104,7 @@ def _compute(
     step: Step | None,
     sessions: Sequence[Any],
     cancelled: Callable[[], bool],
+    listed: dict[str, tuple[str, str]] | None,
 ) -> dict[str, str]:
     from chantier.snapshot import mounted
 
@@ -110,6 +119,8 @@ def _compute(
             for selector in selectors:
                 if selector.key not in kept:
                     found[selector.key] = tree.digest(selector)
+            if listed is not None:
+                listed.update(list_tree(tree, root, selectors) or {})
         _save_results(ref, found)
         if tree.changed:
             ref.set_tree_meta(_TREE, tree.pack_checked() if volatile else tree.pack())

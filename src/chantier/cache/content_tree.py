@@ -14,7 +14,7 @@ import stat
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -136,6 +136,19 @@ class ContentTree:
             digest.update(where.removeprefix(base).replace(b"/", b"\0") or b"\0")
             digest.update(text(value).encode())
         return "sha256:" + digest.hexdigest()
+
+    def entries(self, selectors: Sequence[Selector]) -> Iterator[tuple[bytes, bytes]]:
+        """Path and digest of each file, link and directory header that the selectors take, once `digest` was asked for them."""
+        for selector in selectors:
+            path = clean("/" + selector.path)
+            if selector.filtered:
+                yield from ((where.lstrip(b"/"), value) for where, value in self._rows(path, selector)[0])
+                continue
+            todo = [self.find(path, follow=selector.follow_links)]
+            while todo:
+                node = todo.pop()
+                yield node.path, node.digest
+                todo += (node.children or {}).values()
 
     # -- paths
 

@@ -27,6 +27,7 @@ from chantier.store import Db, Disk, Policy, Root, UsageRecord
 
 from .ceiling import Ceiling
 from .credentials import Credentials
+from .explain import Explainer
 from .fetch import RegistryFetcher
 from .gc import collect
 from .notes import Notes
@@ -36,9 +37,7 @@ from .request import SolveRequest, SolveResult
 from .results import Results
 
 if TYPE_CHECKING:
-    from chantier.dockerfile.bridge import SourceMeta
-
-    from chantier.dockerfile.bridge import FrontendResult
+    from chantier.dockerfile.bridge import FrontendResult, SourceMeta
 
     from .bridge import EngineBridge
     from .build import Build
@@ -75,7 +74,8 @@ class Engine:
         try:
             await self._find_runtime()
             ops = Ops(self.worker, self.images, self.layouts)
-            self.solver = Solver(ops.resolve, self._keys, Results(self.cache))
+            explain = Explainer(self._keys, self.cache.listings)
+            self.solver = Solver(ops.resolve, self._keys, Results(self.cache), describe=explain)
         except BaseException:
             await asyncio.to_thread(self._root.close)
             raise

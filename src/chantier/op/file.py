@@ -133,7 +133,14 @@ def content_key(worker: Worker, selectors: Sequence[Selector]) -> Callable[[Any,
     async def key(job: JobContext, ref: Ref | None) -> str:
         try:
             return await worker.threaded(
-                lambda cancelled: content_digest(ref, selectors, step=job.step, sessions=tuple(job.sessions), cancelled=cancelled)
+                lambda cancelled: content_digest(
+                    ref,
+                    selectors,
+                    step=job.step,
+                    sessions=tuple(job.sessions),
+                    cancelled=cancelled,
+                    listings=worker.cache.listings,
+                )
             )
         except CancelledError_:
             raise

@@ -401,7 +401,7 @@ class ActiveEdge:
             await self._follow(owner)
             return
         if vertex.outputs is None:
-            vertex.explanation = explain_miss(self)
+            vertex.explanation = solver.describe(explain_miss(self))
         try:
             await gather((vertex.exec_flight,), self._done)
         except (asyncio.CancelledError, CancelledError_):

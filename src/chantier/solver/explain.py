@@ -24,6 +24,9 @@ class Explanation:
     changed: tuple[int, ...] = ()  # inputs that differ from the nearest earlier key
     nearest: KeyInfo | None = None
     detail: bytes = b""  # of the present cache map, to compare with `nearest.detail`
+    contents: tuple[tuple[int, str], ...] = ()  # content keys of inputs, by index
+    inputs: tuple[tuple[int, str, bytes], ...] = ()  # index, name and detail of the inputs that changed
+    differences: tuple[str, ...] = ()  # what differs, in words, by whoever knows what details mean
 
 
 def explain_miss(edge: ActiveEdge) -> Explanation:
@@ -49,6 +52,12 @@ def explain_miss(edge: ActiveEdge) -> Explanation:
         changed=changed,
         nearest=nearest,
         detail=vertex.maps[0].detail,
+        contents=tuple((probe.index, probe.content) for probe in edge.probes if probe.content),
+        inputs=tuple(
+            (index, edge.probes[index].edge.vertex.name, maps[0].detail)
+            for index in changed
+            if (maps := edge.probes[index].edge.vertex.maps)
+        ),
     )
 
 

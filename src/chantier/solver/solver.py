@@ -14,6 +14,7 @@ from chantier.progress import Reporter, Silent, now
 
 from .combined import CombinedKeyStore, KeySource
 from .edge import ActiveEdge
+from .explain import Explanation
 from .flight import settle
 from .index import ActiveIndex
 from .job import Job
@@ -40,8 +41,10 @@ class Solver:
         results: ResultStore[Any],
         *,
         clock: Callable[[], int] = now,
+        describe: Callable[[Explanation], Explanation] = lambda found: found,
     ) -> None:
         self.resolve = resolve
+        self.describe = describe  # adds to an explanation what the details of keys mean; quick
         self.clock = clock
         self.store = CombinedKeyStore((KeySource(keys=keys, results=results),))
         self.index = ActiveIndex()
