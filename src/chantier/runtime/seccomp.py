@@ -12,6 +12,7 @@ switched on, and it would add a third to the cost.
 from __future__ import annotations
 
 import errno
+from functools import cache
 from typing import Any
 
 _ALLOWED = """
@@ -95,8 +96,9 @@ _NAMESPACE_FLAGS = 0x7E020000
 _AF_VSOCK = 40  # reaches the host of a virtual machine past every network namespace
 
 
+@cache
 def profile(capabilities: tuple[str, ...], machine: str) -> dict[str, Any]:
-    """`linux.seccomp` of an OCI spec (runtime-spec config-linux.md, "Seccomp")."""
+    """`linux.seccomp` of an OCI spec (runtime-spec config-linux.md, "Seccomp"). Not to be changed by who gets it."""
     held = set(capabilities)
     allowed = set(_ALLOWED.split()) | set(_BY_MACHINE.get(machine, "").split())
     for capability, calls in _BY_CAPABILITY.items():

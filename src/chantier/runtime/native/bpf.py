@@ -10,11 +10,9 @@ profile's default.
 from __future__ import annotations
 
 import errno
-import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from chantier.errors import UnsupportedError
@@ -82,14 +80,26 @@ _NATIVE = {
 _Code = list[tuple[int, int, int, int]]  # code, jt, jf, k
 
 
+_kept: dict[tuple[int, str], tuple[Mapping[str, Any], bytes]] = {}
+_KEPT = 32
+
+
 def compile_filter(profile: Mapping[str, Any], machine: str) -> bytes:
-    """The filter as an array of struct sock_filter. UnsupportedError for a machine whose calls we do not know."""
-    return _compiled(json.dumps(profile, sort_keys=True), machine)
+    """The filter as an array of struct sock_filter. UnsupportedError for a machine whose calls we do not know.
+
+    A profile is compiled once: `seccomp.profile` gives the same object for the same question.
+    """
+    found = _kept.get((id(profile), machine))
+    if found is not None and found[0] is profile:
+        return found[1]
+    compiled = _compile(profile, machine)
+    while len(_kept) >= _KEPT:
+        _kept.pop(next(iter(_kept)))
+    _kept[id(profile), machine] = (profile, compiled)
+    return compiled
 
 
-@lru_cache(maxsize=32)
-def _compiled(profile: str, machine: str) -> bytes:
-    described = json.loads(profile)
+def _compile(described: Mapping[str, Any], machine: str) -> bytes:
     names = described.get("architectures") or [_NATIVE.get(machine, machine)]
     # Machines of the list that we do not know are refused at run time like every foreign one.
     known = [_MACHINES[name] for name in names if name in _MACHINES]

@@ -554,8 +554,9 @@ class _Signals:
 
 
 def _watch_step(parent: socket.socket, signals: _Signals, step: int) -> NoReturn:
+    watched: list[Any] = [parent, signals.readable]
     while True:
-        ready = select.select([parent, signals.readable], [], [])[0]
+        ready = select.select(watched, [], [])[0]
         for number in signals.take():
             if number != signal.SIGCHLD:
                 with suppress(ProcessLookupError):
@@ -600,7 +601,7 @@ def _init(plan: Plan, parent: socket.socket, alive: int) -> NoReturn:
     os.setsid()
     if entered is None:
         caller.prctl(caller.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent.recv(1) != b"G":  # in its cgroups; or the monitor is gone
+    if _joins(plan) and parent.recv(1) != b"G":  # in its cgroups; or the monitor is gone
         os._exit(1)
     flags = plan.find("clone")
     assert flags is not None
@@ -736,8 +737,9 @@ def _watch(control: socket.socket, plan_fd: int, alive: int) -> NoReturn:
     for fd in (0, 1, 2):
         os.close(fd)
     code = _join(plan, init, control)
-    with suppress(OSError):
-        mine.send(b"G")
+    if _joins(plan):
+        with suppress(OSError):
+            mine.send(b"G")
     code = _serve(control, mine, signals, init, code, entered=entered)
     if not own_pids and not entered:
         _kill_children()
@@ -746,6 +748,10 @@ def _watch(control: socket.socket, plan_fd: int, alive: int) -> NoReturn:
     with suppress(OSError):
         control.send(b"X%d %d" % (255 if code < 0 else code, out_of_memory))
     os._exit(0)
+
+
+def _joins(plan: Plan) -> bool:
+    return plan.find("group") is not None or plan.find("join") is not None
 
 
 def _join(plan: Plan, init: int, control: socket.socket) -> int:

@@ -93,10 +93,11 @@ class _Words:
         self.words += [op, str(len(args)), *(str(arg) for arg in args)]
 
     def encoded(self) -> bytes:
-        for word in self.words:
-            if "\0" in word:
-                raise UsageError(f"{word!r} holds a NUL byte, which no argument or variable can")
-        return b"".join(os.fsencode(word) + b"\0" for word in self.words)
+        text = "\0".join(self.words) + "\0"
+        if text.count("\0") != len(self.words):
+            word = next(word for word in self.words if "\0" in word)
+            raise UsageError(f"{word!r} holds a NUL byte, which no argument or variable can")
+        return os.fsencode(text)
 
 
 def run_plan(

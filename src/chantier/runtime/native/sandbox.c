@@ -925,7 +925,8 @@ static void run_init(int parent, int alive)
 	setsid();
 	if (!into)
 		prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-	if (recv(parent, text, 1, 0) != 1) /* in its cgroups; or the monitor is gone */
+	/* Told when we are in our cgroups; or the monitor is gone. Where there are none to join, nothing is waited for. */
+	if ((find("group") || find("join")) && recv(parent, text, 1, 0) != 1)
 		_exit(1);
 	/* The engine's session keyring is not the step's. Where there are no keys, or none for us, there is none to hide. */
 	if (syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, NULL) < 0 && errno != ENOSYS && errno != EPERM && errno != EACCES)
@@ -1152,7 +1153,8 @@ static void monitor(int control, int plan, int alive)
 			break;
 		}
 	}
-	send(pair[0], "G", 1, MSG_NOSIGNAL);
+	if (find("group") || find("join"))
+		send(pair[0], "G", 1, MSG_NOSIGNAL);
 	for (int ended = 0; !ended;) {
 		struct pollfd wait[3] = {
 			{.fd = signals, .events = POLLIN},
