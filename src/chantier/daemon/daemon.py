@@ -232,6 +232,7 @@ class Daemon:
 
     def reload(self, config: Config) -> None:
         """Take over what can be without touching running builds; say what needs a restart. Raises ConfigError, changing nothing."""
+        Engine.check(config)
         if self._tls is not None and config.grpc.tls.cert:
             fresh = _server_tls(config)  # a bad certificate is found here
             assert fresh is not None

@@ -19,7 +19,7 @@ from chantier.op.image import ImageResolver
 from chantier.op.worker import threaded
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter
-from chantier.registry import Registries, Registry
+from chantier.registry import Registries, Registry, Settings
 from chantier.snapshot import Native, Overlay, Snapshotter, overlay_works, recover_mounts
 from chantier.solver import Solver
 from chantier.spec import Platform, host_platform, new_id
@@ -151,6 +151,11 @@ class Engine:
         recover_mounts(self.mount_dir)
         self._root.close()
         self.registries.close()
+
+    @staticmethod
+    def check(config: Config) -> None:
+        """Raises ConfigError where `reconfigure` would; for a config whose engine is not open yet."""
+        Settings.of(config).check()
 
     def reconfigure(self, config: Config) -> None:
         """Take over registries, limits, entitlements and the rules of garbage collection. Running builds keep what they have.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .network import Network
     from .ratelimit import RateLimit, span
     from .retry import RetryPolicy
-    from .shared import Registries, Status
+    from .shared import Registries, Settings, Status
     from .types import BlobWriter, Credentials, Fetched, Resolved, Served
     from .web import Web
 
@@ -59,6 +59,7 @@ _HOME = {
     "Registry": "client",
     "Resolved": "types",
     "RetryPolicy": "retry",
+    "Settings": "shared",
     "Served": "types",
     "Status": "shared",
     "Traffic": "limits",
@@ -98,6 +99,7 @@ __all__ = [
     "Resolved",
     "RetryPolicy",
     "Served",
+    "Settings",
     "Status",
     "Traffic",
     "Web",
