@@ -55,7 +55,7 @@ NAMES = (
 )
 
 DETAIL_PREFIX = "github.com/moby/buildkit/"
-_ADVICE = "chantier/advice+json"  # ours: hint and detail; other clients ignore what they do not know
+_ADVICE = "chantier/advice+json"  # ours: hint, detail, whether it passes; other clients ignore what they do not know
 
 
 def code_name(code: int) -> str:
@@ -218,7 +218,9 @@ def details_of(error: errors.ChantierError) -> list[Detail]:
     if error.vertex:
         details.append(json_detail("errdefs.Vertex", {"digest": error.vertex}))
     details += [json_detail("errdefs.Source", _source_json(source)) for source in error.sources]
-    advice = {key: text for key, text in (("hint", error.hint), ("detail", error.detail)) if text}
+    advice: dict[str, Any] = {key: text for key, text in (("hint", error.hint), ("detail", error.detail)) if text}
+    if error.exit_code == errors.EX_TEMPFAIL:
+        advice["exit_code"] = error.exit_code
     if advice:
         details.append(Detail(_ADVICE, json.dumps(advice).encode()))
     cause: BaseException | None = error
@@ -289,6 +291,8 @@ def error_of(status: GrpcError) -> errors.ChantierError:
             value = detail.json()
             if isinstance(value, dict):
                 made.hint, made.detail = value.get("hint"), value.get("detail")
+                if value.get("exit_code") == errors.EX_TEMPFAIL:
+                    made.exit_code, made.transient = errors.EX_TEMPFAIL, True
     made.__cause__ = status
     return made
 
