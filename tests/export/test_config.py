@@ -96,7 +96,6 @@ def test_attributes() -> None:
         ({"compression-level": "x"}, "non-integer value x"),
         ({"compression-level": "10"}, "out of range for gzip"),
         ({"push": "maybe"}, 'non-bool value specified for push: "maybe"'),
-        ({"compression": "zstd", "oci-mediatypes": "false"}, "requires OCI media types"),
         ({"annotation.a": "b", "oci-mediatypes": "false"}, "annotations require OCI media types"),
         ({"source-date-epoch": "soon"}, "invalid SOURCE_DATE_EPOCH: soon"),
     ],

@@ -68,8 +68,6 @@ class ImageOptions:
         if kind not in _COMPRESSIONS:
             raise UsageError(f"unsupported layer compression type {kind}", hint="use one of " + ", ".join(_COMPRESSIONS))
         oci = flag("oci-mediatypes", default=True)
-        if kind == "zstd" and not oci:
-            raise UsageError("compression zstd requires OCI media types", hint="drop oci-mediatypes=false")
         annotations = tuple(_annotations(attrs))
         if annotations and not oci:
             raise UsageError("annotations require OCI media types", hint="drop oci-mediatypes=false")
