@@ -131,6 +131,8 @@ class Model:
         node = self.get(self.source, base)
         if node is None:
             raise Refused("no such directory")
+        if node.kind != "d":
+            return []
         for pattern in names[first:]:
             # Directories above the last part are entered only where they are directories themselves.
             found = [
@@ -206,10 +208,11 @@ class Model:
             old = target.below.get(name)
             if old is not None and old.kind != "d":
                 raise Refused("cannot copy to non-directory")
+            new = old is None
             if old is None:
                 target.below[name] = old = Node("d")
-            # One that is only on the way keeps the mode of its source; one that is copied gets what was asked for.
-            old.mode = self.mode(node) if kept else node.mode
+            # One that was there, and is only on the way, takes the mode of its source, whatever was asked for.
+            old.mode = self.mode(node) if kept or new else node.mode
             self.contents(node, old, path)
 
 

@@ -117,10 +117,10 @@ def resolve_wildcards(root: Path, root_fd: int, path: str) -> list[str]:
     base = resolve_in_root(root, head)
     try:
         fd = open_in_root(root_fd, base, os.O_RDONLY | os.O_DIRECTORY)
-    except NotADirectoryError:
-        return []
-    except FileNotFoundError as err:
-        raise FileNotFoundError(err.errno, err.strerror, "lstat /" + base) from err
+    except (NotADirectoryError, FileNotFoundError) as err:
+        if os.path.lexists(root / base):  # something that holds nothing
+            return []
+        raise OSError(err.errno, err.strerror, "lstat /" + base) from err
     out: list[str] = []
     try:
         _expand(fd, "/" + base if base else "", pattern.split("/"), out)

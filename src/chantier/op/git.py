@@ -558,14 +558,13 @@ class _Checkout:
     async def _with_git_dir(self, root: Path) -> None:
         source, commit = self._source, self._commit
         git = self._git.within(root / ".git", root)
-        name = (
-            commit.ref if commit.ref.startswith("refs/tags/") else "refs/remotes/origin/" + commit.ref.removeprefix("refs/heads/")
-        )
+        # As BuildKit leaves it: the branch or the tag by its own name, and HEAD detached at it; of a bare commit HEAD alone.
+        name = f":{commit.ref}" if commit.ref.startswith("refs/") else ""
         try:
             await git("init", "--quiet")
             await git("remote", "add", "origin", source.shown)
             local = _local_ref(commit)
-            await git("-c", "protocol.file.allow=always", "fetch", "--quiet", "-u", "--depth=1", "--no-tags", "--", f"file://{self._bare}", f"+{local}:{name if not _SHA.match(commit.ref) else 'refs/remotes/origin/HEAD'}")  # fmt: skip
+            await git("-c", "protocol.file.allow=always", "fetch", "--quiet", "-u", "--depth=1", "--no-tags", "--", f"file://{self._bare}", f"+{local}{name}")  # fmt: skip
             await git("checkout", "--quiet", "--detach", commit.sha)
             if not source.skip_submodules and (root / ".gitmodules").is_file():
                 await git.remotely("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
