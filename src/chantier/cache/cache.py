@@ -412,5 +412,27 @@ class Cache:
     def size(self, id: str) -> int:
         return self._pruner.size(id)
 
+    # What repairing asks for
+
+    def sweep(self) -> list[str]:
+        """Delete the snapshots that nothing needs; gives their names."""
+        return self._pruner.sweep()
+
+    def drop(self, id: str) -> bool:
+        """Remove a record; False if it is held, built on, or gone."""
+        return self._pruner.remove(id)
+
+    def forget_tree(self, id: str) -> bool:
+        """Forget a tree that is lost, if it can be made again; whether the record is sound now."""
+        record = self.records.get(id)
+        if record.mutable or any(self.records.find(parent) is None for parent in record.made_of):
+            return False
+        if record.snapshot is not None and snapshot_exists(self.snapshots, record.snapshot):
+            return False
+        if not can_be_made(self.records, self.blobs, id):
+            return False
+        self.records.set_snapshot(id, None)
+        return True
+
 
 __all__ = ["Cache"]

@@ -138,6 +138,13 @@ def _snapshots(root: Root, records: Records, snapshots: Snapshotter) -> list[Pro
             wanted.add(info.parent)
         else:
             found.append(Problem("snapshot", info.name, "belongs to no record"))
+    if not root.alive() and not root.holds.any():
+        named = {identity for (identity,) in root.db.read("SELECT id FROM snapshot")}
+        found += [
+            Problem("snapshot", entry.name, "a directory without a record")
+            for entry in os.scandir(root.snapshots_dir)
+            if entry.is_dir(follow_symlinks=False) and entry.name not in named
+        ]
     return found
 
 

@@ -23,6 +23,8 @@ from .running import Running, result_of
 
 if TYPE_CHECKING:
     from chantier.engine import Engine, SolveRequest
+    from chantier.engine.history import History
+    from chantier.engine.look import Checked, Plan
     from chantier.pb import ops_pb2 as pb
     from chantier.registry import Memory
     from chantier.store import UsageRecord
@@ -87,6 +89,24 @@ class Embedded(Running):
         """Opens the engine. It is closed with this driver, not with the client."""
         return EmbeddedClient(await self._open())
 
+    # Looking after the state, without an engine on it
+
+    def fsck(self, *, mend: bool = False, deep: bool = False) -> Checked:
+        from chantier.engine.look import fsck
+
+        return fsck(self.root.absolute(), self.config, mend=mend, deep=deep)
+
+    def gc_plan(self) -> Plan:
+        from chantier.engine.look import explain_gc
+
+        return explain_gc(self.root.absolute(), self.config)
+
+    def history(self) -> History:
+        from chantier.engine.history import History
+
+        bounds = self.config.history
+        return History(self.root.absolute(), max_age_s=bounds.max_age_s, max_entries=bounds.max_entries)
+
     async def _open(self) -> Engine:
         if self._opening is None:
             self._opening = asyncio.Lock()
@@ -94,7 +114,7 @@ class Embedded(Running):
             if self._engine is None:
                 from chantier.engine import Engine
 
-                self._engine = await Engine(self.root, self.config).__aenter__()
+                self._engine = await Engine(self.root, self.config, history=True).__aenter__()
             return self._engine
 
 

@@ -20,6 +20,7 @@ from chantier.dockerfile.bridge import CacheImport, FrontendResult
 from chantier.errors import PolicyError, UsageError
 from chantier.export import Exportable, ExportContext, Exporter, Response, exporter_for
 from chantier.op.worker import run_all
+from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter, Step, step
 
 from .bridge import EngineBridge, EngineRef
@@ -121,6 +122,11 @@ class Build:
         if served := self._served():
             response[SERVED] = served
         return SolveResult(ref=self.request.ref, response=response, metadata=result.metadata, answers=tuple(answers))
+
+    def sources(self) -> list[pb.Op]:
+        """The sources of all graphs that were solved for this build."""
+        ops = (vertex.vertex.sys.op for vertex in self.job.vertices)
+        return [op for op in ops if op.WhichOneof("op") == "source"]
 
     def _served(self) -> str:
         """Which host served each document and layer that this build had to fetch: JSON by digest, in base64 as BuildKit does."""

@@ -30,6 +30,7 @@ from .credentials import Credentials
 from .explain import Explainer
 from .fetch import RegistryFetcher
 from .gc import collect
+from .history import History, Recording
 from .notes import Notes
 from .ops import Ops
 from .platforms import emulated
@@ -58,13 +59,25 @@ class Engine:
     images: ImageResolver
     snapshotter_name: str
 
-    def __init__(self, root: Path, config: Config, *, allowed_entitlements: frozenset[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        config: Config,
+        *,
+        allowed_entitlements: frozenset[str] | None = None,
+        history: bool = False,
+    ) -> None:
+        """With `history` each build that `solve` runs is recorded below the root."""
         self.path = root.absolute()  # runtimes are started elsewhere
         self.config = config
         self.allowed_entitlements = allowed_entitlements
         self.platforms: list[Platform] = [host_platform(), *emulated()]
         self.caps = CAPS
         self.registries = Registries(config)
+        self.history: History | None = None
+        if history:
+            bounds = config.history
+            self.history = History(self.path, max_age_s=bounds.max_age_s, max_entries=bounds.max_entries)
         self.run_frontend_image: RunFrontendImage | None = None  # set by a door that can
         self._opened = False
 
@@ -218,6 +231,18 @@ class Engine:
 
         Cancelling the task cancels the build, and waits until it is gone.
         """
+        if self.history is None or request.internal:
+            return await self._solve(request, session, reporter, None)
+        recording = await asyncio.to_thread(self.history.begin, request, reporter)
+        try:
+            result = await self._solve(request, session, recording, recording)
+        except BaseException as err:
+            recording.end(None, err)
+            raise
+        recording.end(result, None)
+        return result
+
+    async def _solve(self, request: SolveRequest, session: Any, reporter: Reporter, recording: Recording | None) -> SolveResult:
         async with self.open(request, session, reporter) as build:
             try:
                 return await build.finish(await build.drive())
@@ -227,3 +252,6 @@ class Engine:
 
                     await look(build, err)
                 raise
+            finally:
+                if recording is not None:
+                    recording.note(build.job.explain(), build.sources())
