@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -435,7 +436,11 @@ def test_live_config(registry: RealRegistry, base: str, tmp_path: Path, site: Si
         logged("running server on")
         build("FROM alpine\nRUN true\n").ok()
         assert build(add).code == 1
-        assert [h["host"] for h in status()["registries"]["hosts"]] == [registry.host]
+        assert build(f"FROM 127.0.0.1:{free_port()}/app:1\n").code == 75  # as without a daemon
+        assert registry.host in json.dumps([one for one in history(address) if one])
+        hosts = {h["host"]: h["breaker"] for h in status()["registries"]["hosts"]}
+        assert hosts.pop(registry.host) == "closed"
+        assert list(hosts.values()) == ["open"]  # the one that nobody listens at
         # A mirror and a limit.
         mirror = f'[system]\nmaxRegistryConcurrency = 2\n[registry."docker.io"]\nmirrors = ["{other.host}"]\n'
         reload(mirror, "the config was loaded anew")
@@ -458,6 +463,26 @@ def test_live_config(registry: RealRegistry, base: str, tmp_path: Path, site: Si
         daemon.terminate()
         daemon.wait(20)
         other.stop()
+
+
+def history(address: str) -> list[dict[str, Any]]:
+    """Of each finished build in the daemon's history, which host served what."""
+    from chantier.pb import control_pb2
+    from chantier.wire import Stub, dial
+
+    async def ask() -> list[dict[str, Any]]:
+        found = []
+        async with dial(address) as channel:
+            stub = Stub(channel, "moby.buildkit.v1.Control")
+            async with stub.stream("ListenBuildHistory") as call:
+                await call.send(control_pb2.BuildHistoryRequest(EarlyExit=True))
+                call.close_send()
+                async for event in call:
+                    raw = event.record.ExporterResponse.get("chantier.registry.blobs", "")
+                    found.append(json.loads(base64.b64decode(raw)) if raw else {})
+        return found
+
+    return asyncio.run(ask())
 
 
 def test_metadata_is_readable_for_stock_tools(chantier: Command, registry: RealRegistry, tmp_path: Path) -> None:

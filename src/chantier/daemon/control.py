@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from chantier.engine import Build, CacheOptions, FrontendResult, Policy, SolveRequest, SolveResult, UsageRecord
+from chantier.engine import SERVED, Build, CacheOptions, FrontendResult, Policy, SolveRequest, SolveResult, UsageRecord
 from chantier.errors import CancelledError_, ChantierError, SessionError
 from chantier.pb import control_pb2 as pb
 from chantier.progress import now
@@ -309,6 +309,8 @@ def _add_result(record: pb.BuildHistoryRecord, result: SolveResult) -> None:
             record.ExporterResponse[key] = value.decode()
         except UnicodeDecodeError:
             continue  # not text: the record's map has only texts
+    if SERVED in result.response:
+        record.ExporterResponse[SERVED] = result.response[SERVED]
     info = pb.BuildResultInfo()
     for number, response in enumerate(result.answers):
         if "containerimage.descriptor" in response:

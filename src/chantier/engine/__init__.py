@@ -15,13 +15,14 @@ from chantier.solver import render as render_status
 from chantier.store import Policy, UsageRecord
 
 from .bridge import EngineBridge, EngineRef, KeptRef, ReadableRef
-from .build import Build
+from .build import SERVED, Build
 from .containers import ExistsError
 from .engine import Engine
 from .policy import SourceCheck, apply_rules
 from .request import CacheOptions, SolveRequest, SolveResult
 
 __all__ = [
+    "SERVED",
     "Attestation",
     "Build",
     "CacheImport",
