@@ -141,9 +141,7 @@ class Breakers:
             if opens:
                 cooldown = min(host.cooldown_s * 2.0**before.openings, max(_LONGEST_S, host.cooldown_s))
                 until = now + (cooldown if seconds is None else seconds)
-                after = replace(
-                    after, openings=before.openings + (seconds is None), open_until=until, probing_until=0.0, answered_at=0.0
-                )
+                after = replace(after, openings=before.openings + (seconds is None), open_until=until, probing_until=0.0)
             self._states[host.authority] = after
             memory = self._memory if opens else None
         if memory is not None:
