@@ -16,7 +16,7 @@ import pytest
 
 from chantier.errors import ChantierError, NotFoundError, SessionError, UsageError
 from chantier.session.local import LocalSession, SecretSource
-from chantier.session.types import Credentials, FilesRequest
+from chantier.session.types import Credentials, FilesRequest, SentTree
 
 
 def run(made: Any) -> Any:
@@ -166,16 +166,16 @@ def test_directory_outputs(tmp_path: Path) -> None:
     os.chown(root / "f", 5, 6)
     os.utime(root / "f", ns=(1, 2_000_000_000))
     session = LocalSession(outputs=[target])
-    run(session.send_directory(0, root))
+    run(session.send_trees(0, [SentTree(root=root)]))
     assert os.stat(target).st_mode & 0o777 == 0o700
     info = os.stat(target / "f")
     assert (info.st_uid, info.st_gid, info.st_mtime_ns) == (os.getuid(), os.getgid(), 2_000_000_000)
     (target / "other").write_text("o")
     (root / "f").write_text("new")
-    run(session.send_directory(0, root))
+    run(session.send_trees(0, [SentTree(root=root)]))
     assert sorted(os.listdir(target)) == ["f", "other"]
     assert (target / "f").read_text() == "new"
     with pytest.raises(UsageError, match="refusing to delete"):
-        run(session.send_directory(0, root, remove_others=True))
-    run(LocalSession(outputs=[target], allow_delete=True).send_directory(0, root, remove_others=True))
+        run(session.send_trees(0, [SentTree(root=root)], remove_others=True))
+    run(LocalSession(outputs=[target], allow_delete=True).send_trees(0, [SentTree(root=root)], remove_others=True))
     assert os.listdir(target) == ["f"]

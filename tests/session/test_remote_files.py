@@ -18,7 +18,7 @@ from chantier.session.fsutil import Intake, Outgo, Packet, Tree, encode_data, en
 from chantier.session.local import LocalSession
 from chantier.session.remote import SHARED_KEY, RemoteSession
 from chantier.session.sync import Receiver, look
-from chantier.session.types import FilesRequest
+from chantier.session.types import FilesRequest, SentTree
 from chantier.session.walk import Entry, walk
 from chantier.wire import Metadata
 
@@ -220,14 +220,14 @@ def test_trees_are_written_at_the_client(tmp_path: Path) -> None:
     async def body() -> None:
         local = LocalSession(outputs=[None, out])
         async with joined(tmp_path, local, directories={1: out}) as (session, _):
-            await session.send_directory(1, result)
+            await session.send_trees(1, [SentTree(root=result)])
             first, second = picture(result), picture(out)
             del second["mine"]
             first["sock"] = (stat.S_IFREG | stat.S_IMODE(first["sock"][0]), first["sock"][1], b"", {}, 1)
             assert second == first
             await asyncio.gather(
-                session.send_directory(1, result, into="linux_amd64", epoch=1_000_000_000),
-                session.send_directory(1, result, into="linux_arm64", epoch=1_000_000_000),
+                session.send_trees(1, [SentTree(root=result, below="linux_amd64", epoch=1_000_000_000)]),
+                session.send_trees(1, [SentTree(root=result, below="linux_arm64", epoch=1_000_000_000)]),
             )
             for name in ("linux_amd64", "linux_arm64"):
                 assert (out / name / "a/deep/er/file").read_bytes() == b"x" * 100_000
@@ -255,7 +255,7 @@ def test_delete_mode_removes_what_is_in_no_tree(tmp_path: Path) -> None:
             ]
             await session.send_directories(0, trees, remove_others=True)
             with pytest.raises(SessionError, match="refusing to delete"):
-                await session.send_directory(0, one)  # as daemons do that know no delete mode
+                await session.send_trees(0, [SentTree(root=one)])  # as daemons do that know no delete mode
 
     run(body())
     assert set(picture(out)) == {"linux_amd64", "linux_amd64/same", "linux_arm64", "linux_arm64/same"}
@@ -270,9 +270,9 @@ def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
     async def body() -> None:
         async with joined(tmp_path, LocalSession(), directories={0: tmp_path / "file/out"}) as (session, _):
             with pytest.raises(SessionError, match=r"failed to write .*/file/out: not a directory"):
-                await session.send_directory(0, result)
+                await session.send_trees(0, [SentTree(root=result)])
             with pytest.raises(NotFoundError, match="exporter 5 not found"):
-                await session.send_directory(5, result)
+                await session.send_trees(5, [SentTree(root=result)])
 
     run(body())
 

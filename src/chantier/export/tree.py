@@ -7,8 +7,8 @@ import asyncio
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 
 from chantier.cache import Ref
@@ -18,8 +18,9 @@ from chantier.layer import Entry, encode, pack_diff
 from chantier.layer.header import DIRECTORY, HARDLINK
 from chantier.op.worker import threaded
 from chantier.progress import Step
-from chantier.session.types import FileSink
+from chantier.session.types import FileSink, SentTree
 from chantier.snapshot import mounted
+from chantier.spec import host_platform
 
 from .options import parse_bool, parse_epoch
 from .rewrite import TRAILER, rewrite_tar
@@ -44,20 +45,21 @@ class LocalExporter:
     async def export(self, what: Exportable, context: ExportContext, step: Step) -> tuple[Response, Finalize | None]:
         if context.session is None:
             raise UsageError("could not export without session")
-        multi = what.is_multi
-        split = self._split if self._split is not None else multi
-        for number, (platform, _) in enumerate(what.platforms()):
-            label = f"copying files {platform}" if platform else "copying files"
-            ref = what.refs[platform]
-            with step.action(label, name="transferring"):
-                async with _mounted(ref, context, step) as root:
-                    await context.session.send_directory(
-                        context.number,
-                        root,
-                        into=platform.replace("/", "_") if split and platform else "",
-                        remove_others=self._mode == "delete" and (split or number == 0),
-                        epoch=_epoch(what, platform, self._epoch),
-                    )
+        places = _places(what, self._split)
+        async with AsyncExitStack() as stack:
+            trees = []
+            for platform, below in places:
+                root = await stack.enter_async_context(_mounted(what.refs[platform], context, step))
+                trees.append(SentTree(root=root, below=below, epoch=_epoch(what, platform, self._epoch)))
+            await threaded(lambda cancelled: _check_merge(trees, [platform for platform, _ in places], cancelled))
+            started = {
+                label: step.status(label, name="transferring")
+                for label in (f"copying files {platform}" if platform else "copying files" for platform, _ in places)
+            }
+            # All in one go: a client that deletes what the result has not must see the whole result.
+            await context.session.send_trees(context.number, trees, remove_others=self._mode == "delete")
+            for label, at in started.items():
+                step.status(label, name="transferring", started=at, done=True)
         return {}, None
 
 
@@ -73,12 +75,11 @@ class TreeTarExporter:
     async def export(self, what: Exportable, context: ExportContext, step: Step) -> tuple[Response, Finalize | None]:
         if context.session is None:
             raise UsageError("could not export without session")
-        split = self._split if self._split is not None else what.is_multi
         with step.action("sending tarball"):
             sink = await context.session.send_file(context.number, {})
             try:
-                for platform, _ in what.platforms():
-                    prefix = platform.replace("/", "_") + "/" if split and platform else ""
+                for platform, below in _places(what, self._split):
+                    prefix = f"{below}/" if below else ""
                     async with _mounted(what.refs[platform], context, step) as root:
                         await _send_tree(sink, root, prefix, _epoch(what, platform, self._epoch), context)
                 await sink.write(TRAILER)
@@ -91,6 +92,36 @@ class TreeTarExporter:
 
 def _split(attrs: Mapping[str, str]) -> bool | None:
     return parse_bool("platform-split", attrs["platform-split"]) if "platform-split" in attrs else None
+
+
+def _places(what: Exportable, split: bool | None) -> list[tuple[str, str]]:
+    """For each platform's id the folder its files go to: one of its own where there are several, unless the attribute says else."""
+    wanted = split if split is not None else what.is_multi
+    return [
+        (id, (id or (platform or host_platform()).format_all()).replace("/", "_") if wanted else "")
+        for id, platform in what.platforms()
+    ]
+
+
+def _check_merge(trees: Sequence[SentTree], names: Sequence[str], cancelled: Callable[[], bool]) -> None:
+    """Trees that go to one folder may share directories, nothing else."""
+    seen: dict[str, int] = {}
+    if len({tree.below for tree in trees}) == len(trees):
+        return
+    for number, tree in enumerate(trees):
+        for directory, folders, files in os.walk(tree.root):
+            if cancelled():
+                raise CancelledError_
+            inside = os.path.relpath(directory, tree.root)
+            links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
+            for name in (*files, *links):
+                path = os.path.normpath(os.path.join(inside, name))
+                first = seen.setdefault(path, number)
+                if first != number:
+                    raise UsageError(
+                        f"cannot overwrite {path} from {names[first]} with {names[number]} when split option is disabled",
+                        hint="leave out platform-split=false",
+                    )
 
 
 def _epoch(what: Exportable, platform: str, given: int | None) -> int | None:

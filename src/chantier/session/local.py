@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import os
 import secrets as random
+import shutil
 import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from chantier.kernel import write_all
 from chantier.spec import Digest, new_id
 
 from .sync import Receiver, look, sync
-from .types import Credentials, FileSink, FilesRequest, Stream
+from .types import Credentials, FileSink, FilesRequest, SentTree, Stream
 
 MAX_SECRET = 512_000
 _CHUNK = 1 << 20
@@ -265,9 +266,7 @@ class LocalSession:
             return target(metadata)
         return _StreamSink(target)
 
-    async def send_directory(
-        self, exporter: int, root: Path, *, into: str = "", remove_others: bool = False, epoch: int | None = None
-    ) -> None:
+    async def send_trees(self, exporter: int, trees: Sequence[SentTree], *, remove_others: bool = False) -> None:
         target = self._target(exporter)
         if not isinstance(target, Path):
             raise UsageError("the output is no directory")
@@ -275,7 +274,20 @@ class LocalSession:
             raise UsageError(
                 f"refusing to delete what else is in {target}", hint="mode=delete has to be allowed by who asks for it"
             )
-        await asyncio.to_thread(_write_tree, root, target / into, remove_others, epoch)
+        await asyncio.to_thread(_write_trees, trees, target, remove_others)
+
+
+def _write_trees(trees: Sequence[SentTree], target: Path, remove_others: bool) -> None:
+    keep = {tree.below for tree in trees}
+    if remove_others and "" not in keep and target.is_dir():
+        for name in os.listdir(target):
+            if name not in keep:
+                path = target / name
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for number, tree in enumerate(trees):
+        # Trees that share a folder: only the first may clear it.
+        first = all(other.below != tree.below for other in trees[:number])
+        _write_tree(tree.root, target / tree.below, remove_others and first, tree.epoch)
 
 
 def _write_tree(root: Path, target: Path, remove_others: bool, epoch: int | None) -> None:

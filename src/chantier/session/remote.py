@@ -22,7 +22,7 @@ from . import content
 from .fsutil import Intake, Outgo, Packet, Tree, receive, send
 from .sync import Known, Receiver, look
 from .threads import in_thread
-from .types import Credentials, FileSink, FilesRequest, Stream
+from .types import Credentials, FileSink, FilesRequest, SentTree, Stream
 from .walk import Entry, walk
 
 _log = logging.getLogger(__name__)
@@ -254,11 +254,15 @@ class RemoteSession:
             raise self._failed(err) from err
         return _RemoteSink(self, call)
 
-    async def send_directory(
-        self, exporter: int, root: Path, *, into: str = "", remove_others: bool = False, epoch: int | None = None
-    ) -> None:
-        tree = Tree(root=root, entries=walk(root), below=into, epoch=epoch)
-        await self.send_directories(exporter, [tree], remove_others=remove_others)
+    async def send_trees(self, exporter: int, trees: Sequence[SentTree], *, remove_others: bool = False) -> None:
+        sent = [Tree(root=tree.root, entries=walk(tree.root), below=tree.below, epoch=tree.epoch) for tree in trees]
+        if len({tree.below for tree in sent}) == len(sent):
+            await self.send_directories(exporter, sent, remove_others=remove_others)
+            return
+        if remove_others:
+            raise UsageError("mode=delete cannot be combined with platform-split=false for several platforms")
+        for tree in sent:
+            await self.send_directories(exporter, [tree])
 
     async def send_directories(self, exporter: int, trees: Sequence[Tree], *, remove_others: bool = False) -> None:
         """Several trees at once: what a client that removes others must get, as it removes what is not in the stream."""

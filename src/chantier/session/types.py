@@ -38,6 +38,15 @@ class FilesRequest:
     follow: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentTree:
+    """A directory of a result: where it is, the folder of the output it goes to, the time (seconds) all its files get."""
+
+    root: Path
+    below: str = ""
+    epoch: int | None = None
+
+
 class FileSink(Protocol):
     """A file on the client's machine that a result is written to. Nothing is left there unless `close` returns."""
 
@@ -97,12 +106,10 @@ class Session(Protocol):
     async def send_file(self, exporter: int, metadata: Mapping[str, str]) -> FileSink:
         """Open output number `exporter` of the build as a file (tar, oci, docker)."""
 
-    async def send_directory(
-        self, exporter: int, root: Path, *, into: str = "", remove_others: bool = False, epoch: int | None = None
-    ) -> None:
-        """Copy the tree at `root` to output number `exporter` (local), or to its sub-directory `into`.
+    async def send_trees(self, exporter: int, trees: Sequence[SentTree], *, remove_others: bool = False) -> None:
+        """Copy the trees to output number `exporter` (local). Owners are the user's own.
 
-        Owners are the user's own; `epoch` (seconds) becomes the time of every file. `remove_others` deletes what the tree has not.
+        `remove_others` deletes what none of the trees has.
         """
 
     async def blob(self, store: str, digest: str) -> AsyncIterator[bytes]:
@@ -117,4 +124,4 @@ class Session(Protocol):
         """Put a blob into such a store, verified; False if it was there."""
 
 
-__all__ = ["Credentials", "FileSink", "FilesRequest", "Session", "Stream"]
+__all__ = ["Credentials", "FileSink", "FilesRequest", "SentTree", "Session", "Stream"]
