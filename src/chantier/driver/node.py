@@ -111,7 +111,12 @@ def as_bool(name: str, text: str) -> bool:
 
 
 def check_opts(
-    kind: str, opts: Mapping[str, str], known: Sequence[str], *, prefixes: Sequence[str] = (), driver: str = ""
+    kind: str,
+    opts: Mapping[str, str],
+    known: Sequence[str],
+    *,
+    prefixes: Sequence[str] = (),
+    message: str = "invalid driver option {} for {} driver",
 ) -> None:
     """Raises UsageError for an option the driver does not have."""
     import difflib
@@ -126,7 +131,7 @@ def check_opts(
             raise UsageError(f'invalid {prefix.rstrip(".")} option "{name}={value}", expecting {prefix}FOO=bar')
         near = difflib.get_close_matches(name, known, n=1)
         raise UsageError(
-            driver or f"invalid driver option {name} for {kind} driver",
+            message.format(name, kind),
             hint=f"did you mean {near[0]}?" if near else "options are " + ", ".join([*known, *(f"{p}NAME" for p in prefixes)]),
         )
 

@@ -25,6 +25,7 @@ from .stream import Stream
 Dial = Callable[[], Awaitable[Endpoint]]
 _USER_AGENT = b"chantier"
 _CONNECT_S = 20.0
+_CLOSE_S = 8.0
 
 
 class ClientCall(Call):
@@ -150,6 +151,7 @@ class Channel:
         self._scheme = b"https" if secure else b"http"
         self._authority = authority.encode()
         self._closed = False
+        self._carriers: set[asyncio.Task[None]] = set()
 
     @classmethod
     def unix(cls, path: str, *, limits: Limits | None = None, keepalive: Keepalive | None = None) -> Channel:
@@ -209,10 +211,12 @@ class Channel:
             carrier = StreamCarrier(await connect())
             carrier.endpoint = _maker(name, limits, keepalive)(carrier.write, carrier.hang_up, None)
             task = asyncio.create_task(carrier.run())
-            carrier.endpoint.closed.add_done_callback(lambda _done: task)  # keeps the task alive
+            channel._carriers.add(task)
+            task.add_done_callback(channel._carriers.discard)
             return carrier.endpoint
 
-        return cls(name, dial, limits=limits)
+        channel = cls(name, dial, limits=limits)
+        return channel
 
     @classmethod
     def on(cls, endpoint: Endpoint, *, limits: Limits | None = None) -> Channel:
@@ -242,6 +246,8 @@ class Channel:
         endpoint, self._endpoint = self._endpoint, None
         if endpoint is not None:
             endpoint.fail("the channel was closed")
+        if self._carriers:  # programs and connections of the caller's own end in order
+            await asyncio.wait(self._carriers, timeout=_CLOSE_S)
 
     async def connect(self) -> None:
         """Dial now, to learn whether it works. Raises GrpcError with Unavailable."""
