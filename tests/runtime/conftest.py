@@ -94,7 +94,8 @@ def using(state: Path, kind: str) -> Iterator[Callable[[Work], Any]]:
         return asyncio.run(body())
 
     yield call
-    assert not list((state / "executor").iterdir())  # whatever the test did, nothing is left
+    left = state / "executor"
+    assert not left.exists() or not list(left.iterdir())  # whatever the test did, nothing is left
 
 
 @pytest.fixture
@@ -137,3 +138,15 @@ def eventually(condition: Any, within_s: float) -> bool:
 
 def cgroups_of(id: str) -> list[Path]:
     return [root / "buildkit" / id for root in cgroup_roots() if (root / "buildkit" / id).exists()]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A case of an ordinary user's has been run elsewhere: see rootless.py."""
+    from .rootless import SUFFIX, look_up
+
+    wanted = pyfuncitem.callspec.params.get("kind", "") if hasattr(pyfuncitem, "callspec") else ""
+    if not str(wanted).endswith(SUFFIX):
+        return None
+    look_up(pyfuncitem, wanted)
+    return True

@@ -16,7 +16,7 @@ from chantier.runtime import oci
 from chantier.runtime.host import Host, this_host
 from chantier.runtime.output import Stdin
 from chantier.runtime.places import Places
-from chantier.runtime.types import Container, Exit, OnOutput, Process
+from chantier.runtime.types import Container, Exit, OnOutput, Process, Resize, Signal
 from chantier.runtime.users import home_of
 from chantier.spec import new_id
 
@@ -126,11 +126,12 @@ class Native:
         *,
         output: OnOutput,
         stdin: Stdin | None = None,
-        resized: Callable[[Callable[[int, int], None]], None] | None = None,
+        resized: Callable[[Resize], None] | None = None,
+        signalled: Callable[[Signal], None] | None = None,
     ) -> Exit:
         """One more process in a running container, with that container's capabilities.
 
-        Cancelling kills it. `resized` is given a function that sets the size of its terminal.
+        Cancelling kills it. `resized` is given a function that sets the size of its terminal, `signalled` one that signals it.
         """
         running = self._running.get(id)
         if running is not None:
@@ -151,6 +152,12 @@ class Native:
             home=_home(running.container.rootfs, process),
         )
         sandbox = Sandbox(output, terminal=process.terminal)
+
+        async def send(number: int) -> None:
+            sandbox.signal(number)
+
+        if signalled is not None:
+            signalled(send)
         try:
             alive = running.sandbox.pidfd
             await _unbroken(sandbox.start(server, plan, stdin=stdin, alive=alive, resized=resized), sandbox)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which ids a user namespace made here can have, and what stands in its way (user_namespaces(7), subuid(5)).
+
+Facts and one pure decision; `runtime/rootless/enter.py` makes the namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .namespaces import IdRange, parse_id_map
+
+_CAP_SETGID, _CAP_SETUID, _CAP_SYS_ADMIN = 1 << 6, 1 << 7, 1 << 21
+_WANTED = 65536  # what images are made for
+
+ROOT, DIRECT, HELPERS, SINGLE = "root", "direct", "helpers", "single"
+
+
+_LOST = (
+    "not possible then: images whose files have several owners, COPY --chown and RUN chown to another user, USER, "
+    "and package managers that change to another user (apt's _apt, dpkg's groups)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """What of a process decides. `outer` is the map of the user namespace it is in, by `inside` ids."""
+
+    uid: int
+    gid: int
+    name: str
+    capabilities: int = 0
+    no_new_privs: bool = False
+    newuidmap: str = ""
+    newgidmap: str = ""
+    subuid: str = ""
+    subgid: str = ""
+    outer_uids: tuple[IdRange, ...] = ()
+    outer_gids: tuple[IdRange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdPlan:
+    """`how`: root (no namespace is needed), direct (we may write the maps), helpers (newuidmap does), or single (one id).
+
+    `why` says what a single id is for want of, `hint` how to get more; both are "" otherwise.
+    """
+
+    how: str
+    uids: tuple[IdRange, ...] = ()
+    gids: tuple[IdRange, ...] = ()
+    why: str = ""
+    hint: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many users there are inside."""
+        return sum(part.size for part in self.uids)
+
+    def notes(self) -> tuple[str, ...]:
+        """What cannot work with this plan, by name."""
+        if self.how != SINGLE:
+            return (
+                ()
+                if self.how == ROOT or self.count >= _WANTED
+                else (f"only {self.count} user ids: images with higher ones fail",)
+            )
+        return (
+            f"one user id only: {self.why}",
+            _LOST,
+            f"to get all of them: {self.hint}",
+        )
+
+
+def plan_ids(who: Caller) -> IdPlan:
+    """How a process gets to be root of a namespace in which it may mount. Pure."""
+    if who.uid == 0 and who.capabilities & _CAP_SYS_ADMIN:
+        return IdPlan(how=ROOT)
+    if who.uid == 0 and who.capabilities & _CAP_SETUID and who.capabilities & _CAP_SETGID:
+        # Root of a container: all it has, under the same numbers. Maps are written from outside, by a child.
+        return IdPlan(how=DIRECT, uids=_same(who.outer_uids), gids=_same(who.outer_gids))
+    single = IdPlan(
+        how=SINGLE,
+        uids=(IdRange(inside=0, outside=who.uid, size=1),),
+        gids=(IdRange(inside=0, outside=who.gid, size=1),),
+    )
+    why, hint = _obstacle(who)
+    if why:
+        return IdPlan(how=SINGLE, uids=single.uids, gids=single.gids, why=why, hint=hint)
+    uids, gids = sub_ranges(who.subuid, who.uid, who.name), sub_ranges(who.subgid, who.uid, who.name)
+    return IdPlan(how=HELPERS, uids=_stacked(who.uid, uids), gids=_stacked(who.gid, gids))
+
+
+def _obstacle(who: Caller) -> tuple[str, str]:
+    """What keeps newuidmap from helping: the cause, and what to do."""
+    missing = [name for name, path in (("newuidmap", who.newuidmap), ("newgidmap", who.newgidmap)) if not path]
+    if missing:
+        return f"{' and '.join(missing)} not found", "install the package uidmap (on Fedora: shadow-utils)"
+    if who.no_new_privs:
+        return "no_new_privs keeps newuidmap from working", "allow privilege escalation (setuid programs) for this process"
+    for file, text in (("/etc/subuid", who.subuid), ("/etc/subgid", who.subgid)):
+        if not sub_ranges(text, who.uid, who.name):
+            return (
+                f"{file} gives {who.name} no subordinate ids",
+                f"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {who.name}",
+            )
+    return "", ""
+
+
+def sub_ranges(text: str, uid: int, name: str) -> tuple[tuple[int, int], ...]:
+    """(first, count) of a user's lines in /etc/subuid or /etc/subgid, which go by name or number."""
+    found = []
+    for line in text.splitlines():
+        fields = line.strip().split(":")
+        if len(fields) == 3 and fields[0] in (name, str(uid)) and fields[1].isdecimal() and fields[2].isdecimal():
+            found.append((int(fields[1]), int(fields[2])))
+    return tuple(dict.fromkeys(found))
+
+
+def _stacked(own: int, ranges: Sequence[tuple[int, int]]) -> tuple[IdRange, ...]:
+    """0 is ourselves, the subordinate ids follow without a gap."""
+    out = [IdRange(inside=0, outside=own, size=1)]
+    for first, count in ranges:
+        out.append(IdRange(inside=out[-1].inside + out[-1].size, outside=first, size=count))
+    return tuple(out)
+
+
+def _same(outer: Sequence[IdRange]) -> tuple[IdRange, ...]:
+    return tuple(IdRange(inside=part.inside, outside=part.inside, size=part.size) for part in outer)
+
+
+def this_caller(env: Mapping[str, str] = os.environ) -> Caller:
+    """This process."""
+    uid = os.geteuid()
+    status = _status()
+    return Caller(
+        uid=uid,
+        gid=os.getegid(),
+        name=this_name(uid),
+        capabilities=int(status.get("CapEff", "0"), 16),
+        no_new_privs=status.get("NoNewPrivs") == "1",
+        newuidmap=shutil.which("newuidmap", path=env.get("PATH")) or "",
+        newgidmap=shutil.which("newgidmap", path=env.get("PATH")) or "",
+        subuid=_text("/etc/subuid"),
+        subgid=_text("/etc/subgid"),
+        outer_uids=parse_id_map(_text("/proc/self/uid_map")),
+        outer_gids=parse_id_map(_text("/proc/self/gid_map")),
+    )
+
+
+def why_no_namespace() -> tuple[str, str]:
+    """What on this machine forbids user namespaces: the cause and what to do; "" twice if nothing is known to."""
+    for path, forbidding, cause, hint in _SWITCHES:
+        if _text(path).strip() == forbidding:
+            return f"{path} is {forbidding}: {cause}", hint
+    if not os.path.exists("/proc/self/ns/user"):
+        return "this kernel has no user namespaces", "use a kernel with CONFIG_USER_NS, or run as root"
+    if _status().get("Seccomp") == "2":
+        return (
+            "a seccomp filter is on this process, as containers have it: it may forbid unshare(2) and mount(2)",
+            "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined (docs/rootless.md)",
+        )
+    return "", ""
+
+
+_SWITCHES = (
+    (
+        "/proc/sys/kernel/unprivileged_userns_clone",
+        "0",
+        "only root may make user namespaces",
+        "as root: sysctl -w kernel.unprivileged_userns_clone=1",
+    ),
+    (
+        "/proc/sys/user/max_user_namespaces",
+        "0",
+        "there may be no user namespaces",
+        "as root: sysctl -w user.max_user_namespaces=28633",
+    ),
+    (
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "AppArmor takes all rights away inside them",
+        "as root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or a profile that has `userns,` for this Python",
+    ),
+)
+
+
+def _status() -> dict[str, str]:
+    lines = _text("/proc/self/status").splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def this_name(uid: int) -> str:
+    """A user's name, or its number where it has none."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # an id without an entry, as in many containers
+        return str(uid)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not there, or not ours to read
+        return ""
