@@ -38,6 +38,7 @@ def fsck(path: Path, config: Config, *, mend: bool = False, deep: bool = False) 
         if mend:
             found, left = repair(root, snapshots, deep=deep)
         else:
+            Cache(root, root.db, root.blobs, snapshots)  # cleans up after processes that died, as every start does
             found = left = check(root, snapshots, deep=deep)
         return Checked(found=tuple(found), left=tuple(left), warnings=root.warnings)
 
