@@ -29,7 +29,7 @@ wants more, `hint` says what to do. `exit_code` follows docker buildx (1 in gene
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 EX_TEMPFAIL = 75
@@ -53,6 +53,7 @@ class Source:
     data: bytes
     ranges: tuple[SourceRange, ...]
     language: str = "Dockerfile"
+    definition: object = field(default=None, compare=False, repr=False)  # pb.Definition of what made the file, if it is known
 
 
 class ChantierError(Exception):

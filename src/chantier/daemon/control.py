@@ -8,6 +8,7 @@ import json
 import logging
 from base64 import b64decode
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from .gateway import Gateway
 from .history import ERROR_TYPE, descriptor_of, pack_status
 from .policy import SourcePolicy
 from .progress import Progress, replay
+from .session_exporters import SessionExporters
 from .workers import version, worker_record
 
 if TYPE_CHECKING:
@@ -106,8 +108,14 @@ class Control:
         engine = await daemon.engine()
         session = await self._session(request.Session)
         policy = await self._policy(request)
-        async with engine.open(_engine_request(request, policy), session, build.progress) as opened:
+        solve = _engine_request(request, policy)
+        more = SessionExporters(session) if request.EnableSessionExporter and session is not None else None
+        if more is not None:
+            solve = replace(solve, find_exporters=more.find, exported=more.finish)
+        async with engine.open(solve, session, build.progress) as opened:
             gateway = Gateway(opened.bridge, dict(request.FrontendInputs))
+            if more is not None:
+                more.name_of = gateway.name_of
             # Who drives a build may look into a step that failed.
             opened.job.keep_failed = not request.Frontend and not request.HasField("Definition")
             if policy is not None:

@@ -23,6 +23,7 @@ from chantier.wire.status import INVALID_ARGUMENT, UNKNOWN
 from .containers import Processes
 from .convert import read_result, read_warning, result_message
 from .errors import build_status
+from .policy import SourcePolicy
 from .solve_error import failed_step, solve_detail
 from .workers import GATEWAY_CAPS, caps, from_pb, llb_caps, worker_record
 
@@ -187,7 +188,8 @@ class Gateway:
                 raise UsageError("cannot solve with both Definition and Frontend specified")
             inputs = dict(request.FrontendInputs)
             return await self.bridge.run_frontend(request.Frontend, dict(request.FrontendOpt), inputs)
-        return FrontendResult(refs={"": await self.bridge.solve(request.Definition, cache_imports=imports)})
+        check = SourcePolicy(request.SourcePolicies) if request.SourcePolicies else None
+        return FrontendResult(refs={"": await self.bridge.solve(request.Definition, cache_imports=imports, check=check)})
 
     def _final(self, request: pb.SolveRequest, result: FrontendResult) -> None:
         """The way of returning before there was Return."""

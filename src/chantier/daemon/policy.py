@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from chantier.engine import apply_rules
+from chantier.engine import apply_rules, check_rules
 from chantier.errors import PolicyError
 from chantier.pb import gateway_pb2, ops_pb2, sourcepolicy_pb2
 from chantier.pb import policysession_pb2 as pb
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _PATH = "/moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier/CheckPolicy"
 _MOST_QUESTIONS = 10
-_MOST_CHANGES = 20
 
 Resolve = Callable[[gateway_pb2.ResolveSourceMetaRequest], Awaitable[gateway_pb2.ResolveSourceMetaResponse]]
 
@@ -26,32 +25,29 @@ Resolve = Callable[[gateway_pb2.ResolveSourceMetaRequest], Awaitable[gateway_pb2
 class SourcePolicy:
     """Called with each source; see engine.SourceCheck. `resolve` finds the metadata a verifier asks for, without policies."""
 
-    def __init__(self, rules: Sequence[sourcepolicy_pb2.Policy], verifier: RemoteSession | None) -> None:
+    def __init__(self, rules: Sequence[sourcepolicy_pb2.Policy], verifier: RemoteSession | None = None) -> None:
+        check_rules(rules)
         self._rules = tuple(rules)
         self._verifier = verifier
         self.resolve: Resolve | None = None
 
     async def __call__(self, source: ops_pb2.SourceOp, platform: ops_pb2.Platform | None) -> ops_pb2.SourceOp:
-        current = source
-        for _ in range(_MOST_CHANGES):
-            current = apply_rules(self._rules, current)
-            decided = await self._verified(current, platform)
-            if decided == current:
-                return current
-            current = decided
-        raise PolicyError("error evaluating the source policy: too many operations")
-
-    async def _verified(self, source: ops_pb2.SourceOp, platform: ops_pb2.Platform | None) -> ops_pb2.SourceOp:
+        current = apply_rules(self._rules, source)
         if self._verifier is None:
-            return source
-        known = gateway_pb2.ResolveSourceMetaResponse(Source=source)
+            return current
+        known = gateway_pb2.ResolveSourceMetaResponse(Source=current)
         for _ in range(_MOST_QUESTIONS):
             answer = await self._ask(pb.CheckPolicyRequest(Platform=platform, Source=known))
             if answer is None:
-                return source
-            if answer.WhichOneof("result") != "request":
-                return self._decided(answer.decision, source)
-            known = await self._more(answer.request, source)
+                return current
+            if answer.WhichOneof("result") == "request":
+                known = await self._more(answer.request, current)
+                continue
+            changed = self._decided(answer.decision, current)
+            if changed is None:
+                return current
+            current = apply_rules(self._rules, changed)
+            known = gateway_pb2.ResolveSourceMetaResponse(Source=current)
         raise PolicyError("too many policy requests")
 
     async def _ask(self, request: pb.CheckPolicyRequest) -> pb.CheckPolicyResponse | None:
@@ -64,7 +60,8 @@ class SourcePolicy:
             raise
         return answer
 
-    def _decided(self, decision: pb.DecisionResponse, source: ops_pb2.SourceOp) -> ops_pb2.SourceOp:
+    def _decided(self, decision: pb.DecisionResponse, source: ops_pb2.SourceOp) -> ops_pb2.SourceOp | None:
+        """None if the source may be used as it is; what is to be asked about in its place."""
         if decision.action == sourcepolicy_pb2.DENY:
             said = {"action": "DENY", "denyMessages": [{"message": m.message} for m in decision.denyMessages]}
             raise GrpcError(
@@ -74,7 +71,7 @@ class SourcePolicy:
             )
         if decision.action == sourcepolicy_pb2.CONVERT and decision.HasField("update"):
             return decision.update
-        return source
+        return None
 
     async def _more(
         self, request: gateway_pb2.ResolveSourceMetaRequest, source: ops_pb2.SourceOp

@@ -18,7 +18,7 @@ from .bridge import EngineBridge, EngineRef, KeptRef, ReadableRef
 from .build import SERVED, Build
 from .containers import ExistsError
 from .engine import Engine
-from .policy import SourceCheck, apply_rules
+from .policy import SourceCheck, apply_rules, check_rules
 from .request import CacheOptions, SolveRequest, SolveResult
 
 __all__ = [
@@ -42,5 +42,6 @@ __all__ = [
     "SourceCheck",
     "UsageRecord",
     "apply_rules",
+    "check_rules",
     "render_status",
 ]

@@ -26,7 +26,7 @@ from .cache_import import Imports
 from .containers import Containers
 from .files import read_dir, read_file, stat_file
 from .graph import to_edge
-from .policy import SourceCheck, checked_sources
+from .policy import SourceCheck, checked_sources, in_turn
 from .sources import place
 
 if TYPE_CHECKING:
@@ -160,9 +160,16 @@ class EngineBridge:
         return self.engine.caps
 
     async def solve(
-        self, definition: pb.Definition, *, evaluate: bool = False, cache_imports: Sequence[CacheImport] = ()
+        self,
+        definition: pb.Definition,
+        *,
+        evaluate: bool = False,
+        cache_imports: Sequence[CacheImport] = (),
+        check: SourceCheck | None = None,
     ) -> EngineRef:
-        sources = await checked_sources(definition, self.check_source) if self.check_source is not None else None
+        """`check` goes before the build's own policy, for this definition alone."""
+        checks = [one for one in (check, self.check_source) if one is not None]
+        sources = await checked_sources(definition, in_turn(checks)) if checks else None
         graph = load(definition, known_caps=self.engine.caps, sources=sources)
         ref = EngineRef(self, definition, graph, cache_imports)
         self._refs.append(ref)

@@ -26,6 +26,7 @@ from chantier.progress import Reporter, Step, step
 from .bridge import EngineBridge, EngineRef
 from .cache_export import Exports
 from .request import SolveRequest, SolveResult
+from .verify import check_metadata, verify
 
 if TYPE_CHECKING:
     from chantier.export.types import Finalize
@@ -110,8 +111,13 @@ class Build:
         """Make the result real, export it, push what is to be pushed, then send the caches."""
         answers: list[Response] = []
         response: Response = {}
+        check_metadata(result.metadata)
+        verify(result, self.request.attrs, self.reporter)
         if result.refs:
             built = await _evaluate(result)
+            if self.request.find_exporters is not None:
+                for kind, attrs in await self.request.find_exporters(result):
+                    self._exporters.append(exporter_for(kind, _with_epoch(attrs, self.request.attrs)))
             if self._exporters or self.request.cache_exports:
                 await self.engine.ceiling.enter_step("the export")
             refs = {key: one.value if one is not None else None for key, one in built.items()}
@@ -121,6 +127,8 @@ class Build:
         response |= {key: value.decode() for key, value in result.metadata.items() if key.startswith("frontend.")}
         if served := self._served():
             response[SERVED] = served
+        if self.request.exported is not None:
+            await self.request.exported(response)
         return SolveResult(ref=self.request.ref, response=response, metadata=result.metadata, answers=tuple(answers))
 
     def sources(self) -> list[pb.Op]:

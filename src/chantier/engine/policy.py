@@ -22,6 +22,12 @@ SourceCheck = Callable[[pb.SourceOp, pb.Platform | None], Awaitable[pb.SourceOp]
 """The source to use in place of another. Raises PolicyError where none may be used."""
 
 
+def check_rules(policies: Sequence[sp.Policy]) -> None:
+    """Raises PolicyError for a policy that cannot be one."""
+    if any(not rule.HasField("selector") for policy in policies for rule in policy.rules):
+        raise PolicyError("invalid nil selector in policy")
+
+
 def apply_rules(policies: Sequence[sp.Policy], source: pb.SourceOp) -> pb.SourceOp:
     """The source that the rules make of it: the same object if nothing changes. Raises PolicyError."""
     current = source
@@ -46,7 +52,10 @@ def _once(policies: Sequence[sp.Policy], source: pb.SourceOp) -> pb.SourceOp | N
             elif rule.action in (sp.ALLOW, sp.DENY):
                 denied = rule.action == sp.DENY
             else:
-                raise PolicyError(f"error evaluating the source policy: unknown action {rule.action}")
+                raise PolicyError(
+                    f"error evaluating the source policy: source policy: rule {rule.action} {rule.selector.identifier}: "
+                    f'unknown type "{source.identifier}"'
+                )
         if denied:
             raise PolicyError(
                 f'error evaluating the source policy: source "{source.identifier}" denied by policy: source denied by policy'
@@ -87,7 +96,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 def _convert(rule: sp.Rule, source: pb.SourceOp) -> pb.SourceOp | None:
     """None if it changes nothing."""
     if not rule.HasField("updates"):
-        raise PolicyError("error evaluating the source policy: missing updates for convert rule")
+        raise PolicyError("error evaluating the source policy: missing destination for convert rule")
     made = pb.SourceOp()
     made.CopyFrom(source)
     wanted = rule.updates.identifier
@@ -120,6 +129,17 @@ def _expand(template: str, match: re.Match[str]) -> str:
     return _NAME.sub(one, template)
 
 
+def in_turn(checks: Sequence[SourceCheck]) -> SourceCheck:
+    """One check after another."""
+
+    async def check(source: pb.SourceOp, platform: pb.Platform | None) -> pb.SourceOp:
+        for one in checks:
+            source = await one(source, platform)
+        return source
+
+    return check
+
+
 async def checked_sources(definition: pb.Definition, check: SourceCheck) -> dict[str, pb.SourceOp]:
     """What the check makes of a definition's sources, where it changes them, by digests of the definition's operations."""
     changed: dict[str, pb.SourceOp] = {}
@@ -136,4 +156,4 @@ async def checked_sources(definition: pb.Definition, check: SourceCheck) -> dict
     return changed
 
 
-__all__ = ["SourceCheck", "apply_rules", "checked_sources"]
+__all__ = ["SourceCheck", "apply_rules", "check_rules", "checked_sources", "in_turn"]

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chantier.pb import ops_pb2 as pb
 
 if TYPE_CHECKING:
+    from chantier.dockerfile.bridge import FrontendResult
+
     from .failed import FailedBuild
     from .policy import SourceCheck
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 class CacheOptions:
     type: str
     attrs: Mapping[str, str]
+
+
+FindExporters = Callable[["FrontendResult"], Awaitable[Sequence[tuple[str, Mapping[str, str]]]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +41,8 @@ class SolveRequest:
     entitlements: frozenset[str] = frozenset()
     internal: bool = False
     check_source: SourceCheck | None = None  # a policy that every source goes through before it is used
+    find_exporters: FindExporters | None = None  # asked for more exporters once the result is there
+    exported: Callable[[Mapping[str, str]], Awaitable[None]] | None = None  # told the whole answer before it is given
     on_failure: Callable[[FailedBuild], Awaitable[None]] | None = None  # called once a step has failed, before the build ends
 
 

@@ -15,10 +15,13 @@ def place(err: ChantierError, graph: Graph) -> ChantierError:
     if loaded is None or loaded.original not in graph.source.locations:
         return err
     placed = err.reworded(err.brief)
-    for location in graph.source.locations[loaded.original].locations:
+    # The place that was named last comes first, as where clients unwrap errors.
+    for location in reversed(graph.source.locations[loaded.original].locations):
         if not 0 <= location.sourceIndex < len(graph.source.infos):
             continue
         info = graph.source.infos[location.sourceIndex]
         ranges = tuple(SourceRange(r.start.line, r.end.line, r.start.character, r.end.character) for r in location.ranges)
-        placed.sources.append(Source(info.filename, info.data, ranges, info.language))
+        placed.sources.append(
+            Source(info.filename, info.data, ranges, info.language, info.definition if info.HasField("definition") else None)
+        )
     return placed

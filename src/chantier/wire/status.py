@@ -242,12 +242,16 @@ def _source_json(source: errors.Source) -> dict[str, Any]:
         "data": base64.b64encode(source.data).decode(),
         "language": source.language,
     }
+    found: dict[str, Any] = {key: value for key, value in info.items() if value}
+    if source.definition is not None:
+        raws = getattr(source.definition, "def", ())
+        found["definition"] = {"def": [base64.b64encode(raw).decode() for raw in raws]}
     ranges = []
     for place in source.ranges:
         start = {"line": place.start, "character": place.start_column}
         end = {"line": place.end, "character": place.end_column}
         ranges.append({"start": _without_zeros(start), "end": _without_zeros(end)})
-    return {"info": {key: value for key, value in info.items() if value}, "ranges": ranges}
+    return {"info": found, "ranges": ranges}
 
 
 def _without_zeros(value: dict[str, int]) -> dict[str, int]:
