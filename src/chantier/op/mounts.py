@@ -219,8 +219,6 @@ class _Maker:
             made = self._new(mount, ref)
             self.stage.outputs[mount.output] = made
             return made.mounts()
-        if mount.readonly and ref is None and mount.dest != ROOT:
-            raise UsageError(f"mount {mount.dest} has no input")
         if mount.readonly and mount.dest != ROOT and ref is not None:
             return self._readable(ref)
         # A read-only root gets a layer too: the runtime must be able to make mount points in it.

@@ -355,6 +355,12 @@ async def _secret(job: JobContext, id: str, *, optional: bool) -> bytes | None:
     return value
 
 
+def _may_have_agents(session: Session) -> bool:
+    """A client behind a wire says which services it has; one in this process has them all."""
+    supports = getattr(session, "supports", None)
+    return supports is None or bool(supports("/moby.sshforward.v1.SSH/CheckAgent"))
+
+
 async def _session_with_agent(job: JobContext, option: pb.SSHOpt) -> Session | None:
     id = option.ID or "default"
 
@@ -363,6 +369,8 @@ async def _session_with_agent(job: JobContext, option: pb.SSHOpt) -> Session | N
 
     session = await ask(job, offered)
     if session is None and not option.optional:
+        if not any(_may_have_agents(each) for each in job.sessions):
+            raise NotFoundError(f'no SSH key "{id}" forwarded from the client', hint=f"give an agent with --ssh {id}")
         raise NotFoundError(f"unset ssh forward key {id}", hint=f"give an agent with --ssh {id}")
     return session
 
