@@ -27,7 +27,7 @@ OPTS = (
 _QEMU = "tonistiigi/binfmt:latest"
 _ROOTLESS_STATE = "/home/user/.local/share/buildkit"
 _QUANTITY = re.compile(r"[+-]?[0-9.]+(?:[numkKMGTPE]i?|[eE][0-9]+)?\Z")
-_DURATION = re.compile(r"(\d+(?:\.\d*)?)(h|m|s|ms)")
+_DURATION = re.compile(r"(\d+(?:\.\d*)?)(ms|h|m|s)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from chantier.errors import ChantierError
 
 _READ = 1 << 18
+_LAST_WORDS_S = 2.0
 _KEEP = 4096  # of what the program says on its standard error
 
 
@@ -63,7 +64,14 @@ class Pipe:
 
     async def write(self, data: bytes, /) -> None:
         self._in.write(data)
-        await self._in.drain()
+        try:
+            await self._in.drain()
+        except ConnectionError as err:
+            # It has ended, or is about to, and then says why.
+            async with asyncio.timeout(_LAST_WORDS_S):
+                code = await self._process.wait()
+                await self._errors
+            raise self._ended(code) from err
 
     async def close_write(self) -> None:
         self._in.close()
