@@ -32,9 +32,9 @@ class Builder:
     def __init__(
         self, *, root: str | os.PathLike[str] | None = None, config: str | os.PathLike[str] | Config | None = None
     ) -> None:
-        from .driver.embedded import Embedded
+        from .driver.rootless import open_embedded
 
-        self._driver = Embedded(root=root, config=config)
+        self._driver = open_embedded(root=root, config=config)
 
     def build(
         self,

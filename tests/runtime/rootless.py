@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from chantier.runtime.rootless import ENTER
+from chantier.kernel import userns
 
 INNER = "CHANTIER_TEST_KIND"  # set in the run inside, to the kind of runtime it tests
 SUFFIX = "-rootless"
@@ -75,7 +75,7 @@ def in_namespace(
 ) -> subprocess.CompletedProcess[str]:
     """A command as root of the user's namespace."""
     python, paths = python_of_the_user()
-    return as_user([python, "-I", "-S", "-B", str(ENTER), *argv], cwd=cwd, env={**paths, **(env or {})}, timeout=timeout)
+    return as_user([python, *userns.command(argv)[1:]], cwd=cwd, env={**paths, **(env or {})}, timeout=timeout)
 
 
 def own_directory() -> Path:

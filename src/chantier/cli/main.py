@@ -46,6 +46,10 @@ Run `chantier COMMAND --help` for what a command takes, with an example.
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `chantier`. Returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        from chantier import driver
+
+        driver.is_command = True
     debug = bool(os.environ.get("DEBUG"))
     while args and args[0] in ("-D", "--debug"):
         debug = True

@@ -21,6 +21,10 @@ def run(argv: Sequence[str] | None = None, env: Mapping[str, str] = os.environ) 
     """Returns when the daemon has ended."""
     from chantier.display.logfmt import install
 
+    if argv is None:
+        from chantier.kernel import userns
+
+        userns.execute_again()
     try:
         settings = parse(sys.argv[1:] if argv is None else argv, env)
     except ChantierError as err:

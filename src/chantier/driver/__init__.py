@@ -6,4 +6,7 @@ Names to know: `Embedded`.
 
 from __future__ import annotations
 
-__all__: list[str] = []
+is_command = False
+"""Whether this process is a command of ours, which may execute itself again where an engine needs to be root."""
+
+__all__ = ["is_command"]

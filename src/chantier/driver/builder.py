@@ -33,6 +33,7 @@ _KINDS = {
     "docker": ("docker", "Docker"),
     "docker-container": ("container", "Container"),
     "kubernetes": ("kubernetes", "Kubernetes"),
+    "rootless": ("rootless", "Rootless"),
 }
 
 

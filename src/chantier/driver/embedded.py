@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from chantier import driver
 from chantier.client import BuildResult, Prepared
 from chantier.client.cache_dir import name_caches
 from chantier.client.worker import GCRule, Usage, Version, Worker
@@ -45,6 +46,10 @@ class Embedded(Running):
     ) -> None:
         """`config` is a file or a Config; None looks for the file where chantier and buildkit keep theirs."""
         super().__init__()
+        if driver.is_command:
+            from chantier.kernel import userns
+
+            userns.execute_again()
         if isinstance(config, Config):
             self.config = config
         else:

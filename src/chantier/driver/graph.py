@@ -16,6 +16,7 @@ from chantier.progress import Reporter
 
 if TYPE_CHECKING:
     from .embedded import Embedded
+    from .rootless import RootlessBuilder
 
 _CONFIG = "containerimage.config"
 
@@ -37,7 +38,7 @@ class Graph:
         return draw(load(self.state.marshal()), form)
 
 
-def convert(driver: Embedded, prepared: Prepared, reporter: Reporter) -> Graph:
+def convert(driver: Embedded | RootlessBuilder, prepared: Prepared, reporter: Reporter) -> Graph:
     """Blocks. Raises UsageError for a build of several platforms: each is a graph of its own."""
     made = driver.run(driver.aconvert(prepared, reporter))
     if len(made.definitions) != 1:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which ids a user namespace made here can have, and what stands in its way (user_namespaces(7), subuid(5)).
 
-Facts and one pure decision; `runtime/rootless/enter.py` makes the namespace.
+Facts and one pure decision; the program `enter.py` makes the namespace, since only a process without threads can: `chantier build`
+and `chantierd` execute themselves again through it, the library starts an engine through it.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,25 @@ _CAP_SETGID, _CAP_SETUID, _CAP_SYS_ADMIN = 1 << 6, 1 << 7, 1 << 21
 _WANTED = 65536  # what images are made for
 
 ROOT, DIRECT, HELPERS, SINGLE = "root", "direct", "helpers", "single"
+
+
+_ENTER = Path(__file__).with_name("enter.py")
+
+
+def command(argv: Sequence[str]) -> list[str]:
+    """`argv` as a command that runs it as root of a new user and mount namespace."""
+    return [sys.executable, "-I", "-S", "-B", str(_ENTER), *argv]
+
+
+def needs_namespace() -> bool:
+    """Whether this process may not mount, and so must not hold an engine itself."""
+    return plan_ids(this_caller()).how != ROOT
+
+
+def execute_again() -> None:
+    """Execute this command again as root of a user namespace, if it needs that; returns if it does not."""
+    if needs_namespace():
+        os.execv(sys.executable, command([sys.executable, *sys.orig_argv[1:]]))
 
 
 _LOST = (

@@ -8,10 +8,12 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from chantier.errors import NotFoundError, UnsupportedError, UsageError
+from chantier.kernel import IdRange, parse_id_map
 from chantier.runtime import oci
 from chantier.runtime.host import Host, this_host
 from chantier.runtime.output import Stdin
@@ -88,6 +90,7 @@ class Native:
         self._running[container.id] = running
         try:
             server, hierarchy = await self._ready()
+            _check_ids(container.process)
             running.spec = self._describe(container)
             running.groups = hierarchy.inherited(running.spec) or await self._own_groups(hierarchy, running)
             plan = run_plan(
@@ -139,6 +142,10 @@ class Native:
         if running is None or not running.sandbox.pid or running.sandbox.done.done():
             raise NotFoundError(f"container {id} has stopped")
         server, _ = await self._ready()
+        try:
+            _check_ids(process)
+        except UnsupportedError as err:
+            return _refused(str(err), output)
         described = oci.process(process, oci.held_by(running.container, self._host))
         if self._apparmor and not running.container.insecure:
             described["apparmorProfile"] = self._apparmor
@@ -217,7 +224,7 @@ class Native:
         hierarchy.open()
         if hierarchy.shared:
             self.places.new(name)  # what `recover` looks for if we are killed
-        self._lost_ids = () if _is_mapped(_TERMINAL_GROUP) else (_TERMINAL_GROUP,)
+        self._lost_ids = () if _is_mapped("gid", _TERMINAL_GROUP) else (_TERMINAL_GROUP,)
         return Server(helper, hierarchy), hierarchy
 
     async def _until_done(self, sandbox: Sandbox) -> None:
@@ -269,14 +276,28 @@ def _home(rootfs: Path, process: Process) -> str:
     return home_of(rootfs, process.uid)
 
 
-def _is_mapped(group: int) -> bool:
-    from chantier.kernel import parse_id_map
+def _is_mapped(kind: str, id: int) -> bool:
+    return any(part.inside <= id < part.inside + part.size for part in _ids(kind))
 
+
+@cache
+def _ids(kind: str) -> tuple[IdRange, ...]:
+    """The `uid` or `gid` map of our user namespace."""
     try:
-        text = Path("/proc/self/gid_map").read_text(encoding="ascii")
+        return parse_id_map(Path(f"/proc/self/{kind}_map").read_text(encoding="ascii"))
     except OSError:  # a kernel without user namespaces
-        return True
-    return any(part.inside <= group < part.inside + part.size for part in parse_id_map(text))
+        return (IdRange(inside=0, outside=0, size=2**32 - 1),)
+
+
+def _check_ids(process: Process) -> None:
+    """Said before the kernel says EINVAL. Raises UnsupportedError."""
+    for kind, id in (("uid", process.uid), ("gid", process.gid)):
+        if not _is_mapped(kind, id):
+            count = sum(part.size for part in _ids(kind))
+            raise UnsupportedError(
+                f"cannot run as {kind} {id}: this user namespace has {count} {kind}{'' if count == 1 else 's'}"
+                " (newuidmap and lines in /etc/subuid and /etc/subgid give more)"
+            )
 
 
 __all__ = ["Native"]

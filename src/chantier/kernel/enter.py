@@ -4,7 +4,8 @@
 Run as a program, never imported by the engine. It has no threads, so it may fork, and unshare(2) is allowed.
 
 A child stays outside and writes the id maps: newuidmap and newgidmap are setuid programs of the parent namespace. Exit code
-125 and one line on standard error say that there is no namespace.
+125 and lines on standard error say that there is no namespace, and what to do. What will not work inside is said there first,
+unless CHANTIER_NOTES is 0.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from typing import NoReturn
 
 if __name__ == "__main__":  # alone it knows nothing of the package; its own directory is no place to import from
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from chantier import kernel
 from chantier.kernel import userns
@@ -29,6 +30,9 @@ def main(argv: list[str]) -> NoReturn:
         fail("no command", "enter.py COMMAND ARG…")
     plan = userns.plan_ids(userns.this_caller())
     if plan.how != userns.ROOT:
+        if os.environ.get("CHANTIER_NOTES") != "0":
+            for note in plan.notes():
+                os.write(2, f"WARNING: {note}\n".encode())
         enter(plan)
     os.environ.update(identity(plan))
     try:
