@@ -308,6 +308,11 @@ class Cache:
         """Forget an index, also of based cache mounts (`INDEX:…`): their records are no longer found, and fall to the GC."""
         self.records.clear_index(index)
 
+    def replace_index(self, id: str, index: str) -> None:
+        """Let this record be the one that the index finds, and no other; what held it before falls to the GC once unused."""
+        with self.db.write():
+            self.records.replace_index(id, index)
+
     def bring(self, descriptor: Descriptor, *, sessions: Sequence[Any] = (), cancelled: Callable[[], bool] = never) -> None:
         """Make one blob local, from where it is known to be. Raises NotFoundError, IntegrityError, or what its sources say."""
         self.trees.blobs.bring(descriptor, Work(None, sessions, cancelled))

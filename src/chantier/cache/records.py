@@ -213,6 +213,11 @@ class Records:
         with self._db.write() as cursor:
             cursor.execute("INSERT OR IGNORE INTO cache_index VALUES (?, ?)", (text, id))
 
+    def replace_index(self, id: str, text: str) -> None:
+        with self._db.write() as cursor:
+            cursor.execute("DELETE FROM cache_index WHERE text = ?", (text,))
+            cursor.execute("INSERT INTO cache_index VALUES (?, ?)", (text, id))
+
     def clear_index(self, text: str) -> None:
         with self._db.write() as cursor:
             # `:` is followed by `;` in ASCII: the range is all texts that start with `TEXT:`

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("build", "build an image from a Dockerfile"),
+    "cache-mount": ("cache_mount", "list, export and import cache mounts"),
     "completion": ("completion", "print a shell's completion script"),
     "config": ("config", "check a config file, or show what is in effect"),
     "create": ("create", "create a builder, or change one"),

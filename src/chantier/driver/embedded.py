@@ -24,6 +24,7 @@ from .running import Running, result_of
 
 if TYPE_CHECKING:
     from chantier.engine import Engine, SolveRequest
+    from chantier.engine.cache_mounts import CacheMounts, Place
     from chantier.engine.history import History
     from chantier.engine.look import Checked, Plan
     from chantier.pb import ops_pb2 as pb
@@ -105,6 +106,28 @@ class Embedded(Running):
         from chantier.engine.look import explain_gc
 
         return explain_gc(self.root.absolute(), self.config)
+
+    async def cache_mounts(self, work: Callable[[CacheMounts, Callable[[Mapping[str, str]], Place]], str]) -> str:
+        """Do something with the cache mounts, in a thread; the second argument makes a place of its description."""
+        from chantier.engine.cache_mounts import CacheMounts, place_of
+        from chantier.registry import AuthFile
+        from chantier.session.local import LocalSession
+        from chantier.session.types import Credentials
+
+        engine = await self._open()
+        logins = AuthFile(self._env)
+
+        def credentials(host: str) -> Credentials | None:
+            login = logins.credentials(host)
+            return Credentials(username=login.username, secret=login.secret) if login is not None else None
+
+        with LocalSession(credentials=credentials) as session:
+            registry = engine.registry_for([session])
+
+            def place(attrs: Mapping[str, str]) -> Place:
+                return place_of(attrs, lambda insecure: registry.insecure() if insecure else registry)
+
+            return await asyncio.to_thread(work, CacheMounts(engine.cache), place)
 
     def history(self) -> History:
         from chantier.engine.history import History

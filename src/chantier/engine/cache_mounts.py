@@ -1,0 +1,473 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cache mounts that outlive the machine: the content of `--mount=type=cache,id=NAME` to a registry or a directory, and back.
+
+The files of a mount are dealt into buckets by the directory they lie in; each bucket that is not empty is one blob (tar, zstd)
+of an OCI artifact. A bucket whose files have the sizes, modes and times they had at the last export is not even read again, and
+one that packs to the same bytes is not sent. The manifest goes last: until then the old export stands. An import is unpacked
+beside the mount and takes its place in one transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from chantier.cache import Cache
+from chantier.errors import ChantierError, IntegrityError, NotFoundError, UsageError
+from chantier.layer import Compressor, decompressor, unpack
+from chantier.op.mounts import cache_index
+from chantier.registry import Registry
+from chantier.snapshot import mounted
+from chantier.spec import (
+    OCI_INDEX,
+    OCI_LAYER_ZSTD,
+    OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Manifest,
+    Reference,
+    descriptor_to_json,
+    digest_of,
+    dumps,
+    parse_manifest,
+)
+from chantier.store import Writer
+
+ARTIFACT = "application/vnd.chantier.cache-mount.v1"
+CONFIG = "application/vnd.chantier.cache-mount.config.v1+json"
+_BUCKETS = 64
+_BUCKET_KEY = "chantier.cache-mount.bucket"
+_PREFIX = cache_index("")
+_LIMIT = 64 << 20
+_REF_NAME = "org.opencontainers.image.ref.name"
+
+never: Callable[[], bool] = lambda: False  # noqa: E731
+
+
+class Place(Protocol):
+    """Where an export lies. Sync."""
+
+    def manifest(self) -> bytes | None: ...
+    def read(self, descriptor: Descriptor) -> bytes:
+        """A small blob, verified."""
+
+    def fetch(self, descriptor: Descriptor, writer: Writer) -> None:
+        """A blob's bytes; the caller commits and so verifies them."""
+
+    def has(self, descriptor: Descriptor) -> bool: ...
+    def put(self, descriptor: Descriptor, open: Callable[[], BinaryIO]) -> None: ...
+    def commit(self, manifest: bytes) -> None:
+        """Let this manifest be the export from now on, all or nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    id: str
+    record: str
+    size: int
+    last_used: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What an export or an import did. `sent` counts the bytes of blobs that had to travel, `left_out` the files over the limit."""
+
+    files: int
+    bytes: int
+    blobs: int
+    sent: int = 0
+    left_out: int = 0
+
+
+class CacheMounts:
+    """The cache mounts of one cache."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def list(self) -> list[Mount]:
+        """By id, the newest record of each."""
+        found: dict[str, Mount] = {}
+        for usage in self._cache.usage(filters=("type==exec.cachemount",)):
+            for index in self._cache.records.indexes(usage.id):
+                if index.startswith(_PREFIX):
+                    id = index.removeprefix(_PREFIX)
+                    found[id] = Mount(id=id, record=usage.id, size=usage.size, last_used=usage.last_used_at)
+        return [found[id] for id in sorted(found)]
+
+    def export(self, id: str, place: Place, *, limit: int = 0, cancelled: Callable[[], bool] = never) -> Moved:
+        """Waits until nobody uses the mount. With a limit in bytes the files changed last are taken, as many as fit."""
+        if not self._cache.find(cache_index(id)):
+            raise NotFoundError(f"no cache mount {id!r}", hint="chantier cache-mount ls")
+        ref = self._cache.mutable(cache_index(id), sharing="locked", cancelled=cancelled)
+        try:
+            with self._cache.root.lease(), mounted(ref.mounts(), readonly=True) as root:
+                return _Export(self._cache, root, place, limit, cancelled).run()
+        finally:
+            ref.release()
+
+    def import_(self, id: str, place: Place, *, cancelled: Callable[[], bool] = never) -> Moved:
+        """Put the export in the place of the mount; steps that use the old content just now go on with it."""
+        data = place.manifest()
+        if data is None:
+            raise NotFoundError("no such export of a cache mount")
+        manifest = parse_manifest(data)
+        if not isinstance(manifest, Manifest) or manifest.config.media_type != CONFIG:
+            raise IntegrityError("not an export of a cache mount")
+        config = json.loads(place.read(manifest.config))
+        ref = self._cache.new(None, description=f"cache mount {id}", record_type="exec.cachemount", cancelled=cancelled)
+        try:
+            with self._cache.root.lease(), mounted(ref.mounts()) as root:
+                os.chmod(root, int(config.get("mode", "755"), 8))
+                for layer in manifest.layers:
+                    _unpack(self._cache, place, layer, root, cancelled)
+                _times(root, config.get("directories") or {})
+            self._cache.replace_index(ref.id, cache_index(id))
+        finally:
+            ref.release()
+        return Moved(files=int(config.get("files", 0)), bytes=int(config.get("bytes", 0)), blobs=len(manifest.layers))
+
+
+@dataclass(slots=True)
+class _File:
+    path: str
+    info: os.stat_result
+
+
+class _Export:
+    def __init__(self, cache: Cache, root: Path, place: Place, limit: int, cancelled: Callable[[], bool]) -> None:
+        self._cache = cache
+        self._root = root
+        self._place = place
+        self._limit = limit
+        self._cancelled = cancelled
+
+    def run(self) -> Moved:
+        files, directories = self._walk()
+        kept = self._within_limit(files)
+        buckets: dict[int, list[_File]] = {}
+        for file in kept:
+            buckets.setdefault(_bucket_of(file.path), []).append(file)
+        known = self._known()
+        layers: list[Descriptor] = []
+        states: dict[str, Any] = {}
+        sent = 0
+        for number in sorted(buckets):
+            state = _state(buckets[number])
+            before = known.get(number)
+            if before is not None and before[0] == state and self._place.has(before[1]):
+                descriptor = before[1]
+            else:
+                descriptor = self._pack(number, buckets[number])
+                if not self._place.has(descriptor):
+                    self._place.put(descriptor, lambda descriptor=descriptor: self._cache.blobs.open(descriptor.digest))  # type: ignore[misc]
+                    sent += descriptor.size
+            layers.append(descriptor)
+            states[str(number)] = state
+        total = sum(file.info.st_size for file in kept)
+        config = dumps(
+            {
+                "files": len(kept),
+                "bytes": total,
+                "mode": oct(stat.S_IMODE(os.stat(self._root).st_mode))[2:],
+                "states": states,
+                "directories": directories,
+            }
+        )
+        described = Descriptor(media_type=CONFIG, digest=digest_of(config), size=len(config))
+        self._place.put(described, lambda: BytesIO(config))
+        self._place.commit(
+            dumps(
+                {
+                    "schemaVersion": 2,
+                    "mediaType": OCI_MANIFEST,
+                    "artifactType": ARTIFACT,
+                    "config": descriptor_to_json(described),
+                    "layers": [descriptor_to_json(layer) for layer in layers],
+                }
+            )
+        )
+        return Moved(files=len(kept), bytes=total, blobs=len(layers), sent=sent, left_out=len(files) - len(kept))
+
+    def _walk(self) -> tuple[list[_File], dict[str, list[int]]]:
+        """Files and links, and the modes, owners and times of directories. Sockets, pipes and devices stay."""
+        files: list[_File] = []
+        directories: dict[str, list[int]] = {}
+        for here, _, names in os.walk(self._root):
+            if self._cancelled():
+                raise ChantierError("context canceled")
+            relative = os.path.relpath(here, self._root)
+            if relative != ".":
+                info = os.lstat(here)
+                directories[relative] = [stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns]
+            for name in sorted({*names, *(n for n in os.listdir(here) if os.path.islink(os.path.join(here, n)))}):
+                if name.startswith(".wh."):
+                    continue  # a deletion in a tar of layers
+                info = os.lstat(os.path.join(here, name))
+                if stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
+                    files.append(_File(name if relative == "." else f"{relative}/{name}", info))
+        return files, directories
+
+    def _within_limit(self, files: Sequence[_File]) -> list[_File]:
+        if not self._limit:
+            return list(files)
+        left = self._limit
+        kept = []
+        for file in sorted(files, key=lambda file: -file.info.st_mtime_ns):
+            if file.info.st_size <= left:
+                left -= file.info.st_size
+                kept.append(file)
+        return sorted(kept, key=lambda file: file.path)
+
+    def _known(self) -> dict[int, tuple[str, Descriptor]]:
+        """What the last export was made of, where it is one."""
+        try:
+            data = self._place.manifest()
+            manifest = parse_manifest(data) if data is not None else None
+            if not isinstance(manifest, Manifest) or manifest.config.media_type != CONFIG:
+                return {}
+            states = json.loads(self._place.read(manifest.config)).get("states") or {}
+        except (ChantierError, ValueError):
+            return {}  # it is damaged or gone: everything is sent
+        found = {}
+        for layer in manifest.layers:
+            number = layer.annotations.get(_BUCKET_KEY, "")
+            if number.isdecimal() and number in states:
+                found[int(number)] = (str(states[number]), layer)
+        return found
+
+    def _pack(self, number: int, files: Sequence[_File]) -> Descriptor:
+        with self._cache.blobs.writer(media_type=OCI_LAYER_ZSTD) as writer:
+            compressor = Compressor("zstd", writer.write)
+            with tarfile.open(fileobj=_Out(compressor), mode="w|", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
+                for file in files:
+                    if self._cancelled():
+                        raise ChantierError("context canceled")
+                    self._add(tar, file)
+            compressor.finish()
+            size = writer.offset
+            digest = writer.commit()
+        return Descriptor(media_type=OCI_LAYER_ZSTD, digest=digest, size=size, annotations={_BUCKET_KEY: str(number)})
+
+    def _add(self, tar: tarfile.TarFile, file: _File) -> None:
+        info = tarfile.TarInfo(file.path)
+        info.mode = stat.S_IMODE(file.info.st_mode)
+        info.uid, info.gid = file.info.st_uid, file.info.st_gid
+        seconds, ns = divmod(file.info.st_mtime_ns, 10**9)
+        info.mtime = seconds
+        if ns:
+            info.pax_headers = {"mtime": f"{seconds}.{ns:09d}"}
+        full = self._root / file.path
+        if stat.S_ISLNK(file.info.st_mode):
+            info.type, info.linkname = tarfile.SYMTYPE, os.readlink(full)
+            tar.addfile(info)
+            return
+        info.size = file.info.st_size
+        with open(full, "rb") as content:
+            tar.addfile(info, content)
+
+
+class _Out:
+    def __init__(self, compressor: Compressor) -> None:
+        self._compressor = compressor
+
+    def write(self, data: bytes) -> int:
+        self._compressor.write(data)
+        return len(data)
+
+
+def _bucket_of(path: str) -> int:
+    """Files of one directory stay together, so that what is built together is one blob."""
+    return hashlib.sha256(os.path.dirname(path).encode("utf-8", "surrogateescape")).digest()[0] % _BUCKETS
+
+
+def _state(files: Sequence[_File]) -> str:
+    """What tells without reading whether files changed. On another machine it differs, and the same bytes are packed again."""
+    digest = hashlib.sha256()
+    for file in files:
+        info = file.info
+        line = f"{file.path}\0{info.st_mode}\0{info.st_uid}\0{info.st_gid}\0{info.st_size}\0{info.st_mtime_ns}\0{info.st_ctime_ns}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _unpack(cache: Cache, place: Place, layer: Descriptor, root: Path, cancelled: Callable[[], bool]) -> None:
+    with cache.blobs.writer(key=str(layer.digest), media_type=layer.media_type, cancelled=cancelled) as writer:
+        if cache.blobs.exists(layer.digest):
+            writer.abort()
+        else:
+            place.fetch(layer, writer)
+            writer.commit(layer.digest, layer.size)
+    with cache.blobs.open(layer.digest) as file, closing(decompressor(file, layer.media_type)) as tar:
+        unpack(tar, root, convert="apply", cancelled=cancelled)
+
+
+def _times(root: Path, directories: Mapping[str, Sequence[int]]) -> None:
+    """Directories as they were, deepest first: what is in them is there."""
+    for path in sorted(directories, key=lambda path: -path.count("/")):
+        full = root / path
+        if ".." in path.split("/") or path.startswith("/") or not _inside(root, full):
+            continue
+        mode, uid, gid, mtime = directories[path]
+        full.mkdir(parents=True, exist_ok=True)
+        os.chown(full, uid, gid)
+        os.chmod(full, mode & 0o7777)
+        os.utime(full, ns=(mtime, mtime))
+
+
+def _inside(root: Path, path: Path) -> bool:
+    """No part of the way is a link."""
+    here = root
+    for part in path.relative_to(root).parts:
+        here = here / part
+        if here.is_symlink():
+            return False
+    return True
+
+
+class RegistryPlace:
+    def __init__(self, registry: Registry, name: str) -> None:
+        self._registry = registry
+        self._ref = Reference.parse(name).with_default_tag()
+
+    def manifest(self) -> bytes | None:
+        try:
+            found = self._registry.resolve(self._ref)
+        except NotFoundError:
+            return None
+        return found.data if found.data is not None else self._registry.manifest(self._ref, found.descriptor)[0]
+
+    def read(self, descriptor: Descriptor) -> bytes:
+        return self._registry.read_blob(self._ref, descriptor)
+
+    def fetch(self, descriptor: Descriptor, writer: Writer) -> None:
+        self._registry.fetch_blob(self._ref, descriptor, writer)
+
+    def has(self, descriptor: Descriptor) -> bool:
+        return self._registry.exists(self._ref, descriptor)
+
+    def put(self, descriptor: Descriptor, open: Callable[[], BinaryIO]) -> None:
+        self._registry.push_blob(self._ref, descriptor, open)
+
+    def commit(self, manifest: bytes) -> None:
+        self._registry.push_manifest(self._ref, manifest, OCI_MANIFEST)
+
+
+class DirectoryPlace:
+    """An OCI layout on this machine, the export under a tag."""
+
+    def __init__(self, directory: Path, tag: str = "latest") -> None:
+        self._directory = directory.absolute()
+        self._tag = tag
+
+    def manifest(self) -> bytes | None:
+        for entry in self._index()["manifests"]:
+            if (entry.get("annotations") or {}).get(_REF_NAME) == self._tag:
+                return self._bytes(Digest.parse(entry["digest"]))
+        return None
+
+    def read(self, descriptor: Descriptor) -> bytes:
+        return self._bytes(descriptor.digest)
+
+    def fetch(self, descriptor: Descriptor, writer: Writer) -> None:
+        writer.restart()
+        try:
+            with self._blob(descriptor.digest).open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    writer.write(chunk)
+        except FileNotFoundError as err:
+            raise NotFoundError(f"{descriptor.digest}: not found in {self._directory}") from err
+
+    def has(self, descriptor: Descriptor) -> bool:
+        try:
+            return self._blob(descriptor.digest).stat().st_size == descriptor.size
+        except FileNotFoundError:
+            return False
+
+    def put(self, descriptor: Descriptor, open: Callable[[], BinaryIO]) -> None:
+        target = self._blob(descriptor.digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open() as source:
+            self._write(target, iter(lambda: source.read(1 << 20), b""))
+
+    def commit(self, manifest: bytes) -> None:
+        digest = digest_of(manifest)
+        self.put(Descriptor(media_type=OCI_MANIFEST, digest=digest, size=len(manifest)), lambda: BytesIO(manifest))
+        self._write(self._directory / "oci-layout", iter([b'{"imageLayoutVersion":"1.0.0"}']))
+        index = self._index()
+        others = [entry for entry in index["manifests"] if (entry.get("annotations") or {}).get(_REF_NAME) != self._tag]
+        entry = descriptor_to_json(Descriptor(media_type=OCI_MANIFEST, digest=digest, size=len(manifest)))
+        index["manifests"] = [*others, {**entry, "artifactType": ARTIFACT, "annotations": {_REF_NAME: self._tag}}]
+        self._write(self._directory / "index.json", iter([dumps(index)]))
+        self._collect()
+
+    def _collect(self) -> None:
+        """Blobs that no manifest names any more go, if all that is here are exports of cache mounts."""
+        wanted: set[str] = set()
+        for entry in self._index()["manifests"]:
+            if entry.get("artifactType") != ARTIFACT:
+                return
+            manifest = parse_manifest(self._bytes(Digest.parse(entry["digest"])))
+            if isinstance(manifest, Manifest):
+                wanted |= {str(entry["digest"]), str(manifest.config.digest), *(str(layer.digest) for layer in manifest.layers)}
+        for path in (self._directory / "blobs/sha256").iterdir():
+            if f"sha256:{path.name}" not in wanted:
+                path.unlink(missing_ok=True)
+
+    def _index(self) -> dict[str, Any]:
+        try:
+            index = json.loads((self._directory / "index.json").read_bytes())
+        except (OSError, ValueError):
+            index = None
+        if not isinstance(index, dict) or not isinstance(index.get("manifests"), list):
+            return {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+        return index
+
+    def _bytes(self, digest: Digest) -> bytes:
+        try:
+            data = self._blob(digest).read_bytes()
+        except FileNotFoundError as err:
+            raise NotFoundError(f"{digest}: not found in {self._directory}") from err
+        if len(data) > _LIMIT or digest_of(data) != digest:
+            raise IntegrityError(f"blob {digest} in {self._directory} is damaged")
+        return data
+
+    def _blob(self, digest: str) -> Path:
+        parsed = Digest.parse(digest)
+        return self._directory / "blobs" / parsed.algorithm / parsed.hex
+
+    def _write(self, path: Path, chunks: Iterator[bytes]) -> None:
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with part.open("wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except OSError as err:
+            part.unlink(missing_ok=True)
+            raise ChantierError(f"failed to write {path}: {(err.strerror or str(err)).lower()}") from err
+
+
+def place_of(attrs: Mapping[str, str], registry: Callable[[bool], Registry]) -> Place:
+    """From `type=registry,ref=NAME` or `type=local,dest=DIR` (or src=DIR). Raises UsageError."""
+    kind = attrs.get("type", "")
+    if kind == "registry" and attrs.get("ref"):
+        return RegistryPlace(registry(attrs.get("registry.insecure", "") == "true"), attrs["ref"])
+    directory = attrs.get("dest") or attrs.get("src")
+    if kind == "local" and directory:
+        return DirectoryPlace(Path(directory), attrs.get("tag") or "latest")
+    raise UsageError(f"cannot keep a cache mount in {dict(attrs)}", hint="type=registry,ref=NAME or type=local,dest=DIR")
+
+
+__all__ = ["CacheMounts", "DirectoryPlace", "Mount", "Moved", "Place", "RegistryPlace", "place_of"]
