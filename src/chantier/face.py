@@ -8,15 +8,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from .client import BuildRequest, BuildResult, Output, Prepared, Secret, parse_output, prepare
 from .config import Config
-from .errors import ChantierError
+from .errors import ChantierError, UsageError
 from .progress import Event, Reporter, Silent
 
 if TYPE_CHECKING:
+    from .driver.embedded import Embedded
     from .driver.graph import Graph
+    from .driver.running import Running
     from .llb import State
 
 OnEvent = Callable[[Event], None]
@@ -26,12 +28,24 @@ OnError = Callable[[Any], Any]
 class Builder:
     """An engine that is kept open for several builds. Use it as a context manager (`with` or `async with`).
 
-    `root` is where its state lives (default: what the config or CHANTIER_ROOT say), `config` a file or a `Config`.
+    `root` is where its state lives (default: what the config or CHANTIER_ROOT say), `config` a file or a `Config`. `builder`
+    names an engine elsewhere: a builder of `chantier ls`, a docker context, or an address such as "unix:///run/x.sock",
+    "tcp://host:1234", "ssh://host", "docker-container://name".
     """
 
     def __init__(
-        self, *, root: str | os.PathLike[str] | None = None, config: str | os.PathLike[str] | Config | None = None
+        self,
+        *,
+        root: str | os.PathLike[str] | None = None,
+        config: str | os.PathLike[str] | Config | None = None,
+        builder: str | None = None,
     ) -> None:
+        self._driver: Running
+        if builder is not None:
+            from .driver.select import open_builder
+
+            self._driver = open_builder(builder, root=root, config=config)
+            return
         from .driver.rootless import open_embedded
 
         self._driver = open_embedded(root=root, config=config)
@@ -64,7 +78,9 @@ class Builder:
         """What a Dockerfile means, as a graph to look at, change and `solve`. Options are those of `build`; nothing is run."""
         from .driver.graph import convert
 
-        return convert(self._driver, _prepared(context, options), _reporter(on_event))
+        if not hasattr(self._driver, "aconvert"):
+            raise UsageError("a Dockerfile is turned into a graph by the embedded engine", hint="leave `builder` out")
+        return convert(cast("Embedded", self._driver), _prepared(context, options), _reporter(on_event))
 
     def solve(
         self,
@@ -110,11 +126,12 @@ def build(
     *,
     root: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | Config | None = None,
+    builder: str | None = None,
     on_event: OnEvent | None = None,
     on_error: OnError | None = None,
     **options: Any,
 ) -> BuildResult:
-    """Build an image from a Dockerfile, in this process.
+    """Build an image from a Dockerfile: in this process, or on the `builder` that is named (see `Builder`).
 
     `context` is a directory, a git URL or an http(s) URL. `on_event` is called with each `progress.Event` (Vertex, Status,
     Log, Warning), from whichever thread it arises in; it must not block. `on_error` is called when a step has failed, before
@@ -133,8 +150,8 @@ def build(
 
     Returns the BuildResult. Raises ChantierError: a failed step is a SolveError whose `__cause__` is a StepError.
     """
-    with Builder(root=root, config=config) as builder:
-        return builder.build(context, on_event=on_event, on_error=on_error, **options)
+    with Builder(root=root, config=config, builder=builder) as opened:
+        return opened.build(context, on_event=on_event, on_error=on_error, **options)
 
 
 async def abuild(
@@ -142,13 +159,14 @@ async def abuild(
     *,
     root: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | Config | None = None,
+    builder: str | None = None,
     on_event: OnEvent | None = None,
     on_error: OnError | None = None,
     **options: Any,
 ) -> BuildResult:
     """`build` for a running event loop. Cancelling it stops the build and waits until its processes are gone."""
-    async with Builder(root=root, config=config) as builder:
-        return await builder.abuild(context, on_event=on_event, on_error=on_error, **options)
+    async with Builder(root=root, config=config, builder=builder) as opened:
+        return await opened.abuild(context, on_event=on_event, on_error=on_error, **options)
 
 
 def solve(
@@ -156,6 +174,7 @@ def solve(
     *,
     root: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | Config | None = None,
+    builder: str | None = None,
     on_event: OnEvent | None = None,
     on_error: OnError | None = None,
     **options: Any,
@@ -168,8 +187,8 @@ def solve(
         image_config        mapping or JSON bytes: the config that an image is exported with
         outputs, tags, push, load, annotations, secrets, allow    as for `build`
     """
-    with Builder(root=root, config=config) as builder:
-        return builder.solve(graph, on_event=on_event, on_error=on_error, **options)
+    with Builder(root=root, config=config, builder=builder) as opened:
+        return opened.solve(graph, on_event=on_event, on_error=on_error, **options)
 
 
 def convert(
@@ -210,7 +229,9 @@ def _prepared(context: str | os.PathLike[str], options: Mapping[str, Any], on_er
 
 def _prepared_graph(graph: State | Graph, options: dict[str, Any], on_error: OnError | None) -> Prepared:
     from .client.graph import prepare_graph
+    from .driver.embedded import Embedded
     from .driver.graph import Graph
+    from .driver.running import Running
 
     options = dict(options)
     if isinstance(graph, Graph):

@@ -186,3 +186,25 @@ def test_du_and_prune(command: Command, daemon: Chantierd) -> None:
     assert "Total:\t" in gone.out
     rows = [json.loads(line) for line in command("du", "--builder", daemon.address, "--format", "json").ok().out.splitlines()]
     assert not any("/pruned" in row["Description"] for row in rows)
+
+
+def test_the_library(command: Command, daemon: Chantierd, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import chantier
+
+    for name, value in command.env.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "c").mkdir()
+    events: list[object] = []
+    output = f"type=local,dest={tmp_path}/out"
+    chantier.build(
+        tmp_path / "c",
+        builder=daemon.address,
+        dockerfile_text="FROM alpine\nRUN echo 1 > /lib\n",
+        outputs=[output],
+        on_event=events.append,
+    )
+    assert (tmp_path / "out/lib").read_text() == "1\n" and events
+    with pytest.raises(chantier.ChantierError) as found:
+        chantier.build(tmp_path / "c", builder=daemon.address, dockerfile_text="FROM alpine\nRUN exit 3\n")
+    assert found.value.sources[0].ranges[0].start == 2
+    assert type(found.value.__cause__).__name__ == "StepError" and found.value.__cause__.exit_status == 3  # type: ignore[union-attr]
