@@ -44,9 +44,19 @@ async def frontend(opts: Mapping[str, str], inputs: Mapping[str, pb.Definition],
             return forwarded
     if missing is not None:
         raise missing
-    if options.request:
-        return await _answer(options, contexts, source)
-    return await _build(options, contexts, source)
+    try:
+        if options.request:
+            return await _answer(options, contexts, source)
+        return await _build(options, contexts, source)
+    except ChantierError as err:
+        # Whoever shows the error may ask where the file itself came from.
+        err.sources = [_told(place, source) for place in err.sources]
+        raise
+
+
+def _told(place: Source, source: SourceMap) -> Source:
+    same = place.definition is None and place.filename == source.filename
+    return replace(place, definition=source.definition) if same else place
 
 
 def _missing_cap(wanted: str) -> UnsupportedError | None:
@@ -167,7 +177,11 @@ async def _warn(bridge: Bridge, source: SourceMap, warnings: Sequence[LintWarnin
     for w in warnings:
         place = Source(source.filename, source.data, w.ranges)
         detail = (w.rule.description.encode(),)
-        await bridge.warn(Warning(vertex=vertex, level=1, short=str(w).encode(errors="surrogateescape"), detail=detail, url=w.rule.url, source=place))
+        await bridge.warn(
+            Warning(
+                vertex=vertex, level=1, short=str(w).encode(errors="surrogateescape"), detail=detail, url=w.rule.url, source=place
+            )
+        )
 
 
 def _head(definition: pb.Definition) -> str:

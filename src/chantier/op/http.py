@@ -56,6 +56,7 @@ SESSION_HOST = "buildkit-session"
 _META = "http.source"
 _CHUNK = 256 << 10
 _HEADER_ATTRS = ("accept", "user-agent")
+_USER_AGENT = "buildkit/v0.0-dev chantier/0.1"  # servers that let BuildKit in know it by this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +227,7 @@ class _Source:
         return "http:" + hashlib.sha256(dumps(made)).hexdigest()
 
     async def request_headers(self, job: Any) -> dict[str, str]:
-        headers = {"user-agent": "chantier/0.1", **self.headers}
+        headers = {"user-agent": _USER_AGENT, **self.headers}
         authorization = await self._authorization(job)
         if authorization:
             headers["authorization"] = authorization
