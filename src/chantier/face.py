@@ -229,9 +229,7 @@ def _prepared(context: str | os.PathLike[str], options: Mapping[str, Any], on_er
 
 def _prepared_graph(graph: State | Graph, options: dict[str, Any], on_error: OnError | None) -> Prepared:
     from .client.graph import prepare_graph
-    from .driver.embedded import Embedded
     from .driver.graph import Graph
-    from .driver.running import Running
 
     options = dict(options)
     if isinstance(graph, Graph):
