@@ -36,7 +36,9 @@ _KEEP = 50
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS daemon_history (
   ref TEXT PRIMARY KEY, created INTEGER NOT NULL, completed INTEGER NOT NULL, pinned INTEGER NOT NULL, record BLOB NOT NULL
-) WITHOUT ROWID
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS daemon_history_blob (ref TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (ref, digest)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS daemon_history_blob_digest ON daemon_history_blob (digest)
 """
 _log = logging.getLogger(__name__)
 STARTED, COMPLETE, DELETED = (
@@ -119,6 +121,10 @@ class History:
                     record.SerializeToString(),
                 ),
             )
+            cursor.execute("DELETE FROM daemon_history_blob WHERE ref = ?", (record.Ref,))
+            cursor.executemany(
+                "INSERT OR IGNORE INTO daemon_history_blob VALUES (?, ?)", [(record.Ref, d) for d in _digests(record)]
+            )
 
     # -- what is kept
 
@@ -183,9 +189,18 @@ class History:
         return record
 
     def _delete(self, refs: Sequence[str]) -> None:
+        """Records, and those of their blobs that no other record names."""
+        gone: set[str] = set()
         with self._db.write() as cursor:
-            cursor.executemany("DELETE FROM daemon_history WHERE ref = ?", [(ref,) for ref in refs])
-        self._remove_orphans()
+            for ref in refs:
+                gone |= {row[0] for row in cursor.execute("SELECT digest FROM daemon_history_blob WHERE ref = ?", (ref,))}
+                cursor.execute("DELETE FROM daemon_history_blob WHERE ref = ?", (ref,))
+                cursor.execute("DELETE FROM daemon_history WHERE ref = ?", (ref,))
+            kept = {
+                d for d in gone if cursor.execute("SELECT 1 FROM daemon_history_blob WHERE digest = ? LIMIT 1", (d,)).fetchone()
+            }
+        for digest in gone - kept:
+            self._path(digest).unlink(missing_ok=True)
 
     def _remove_orphans(self) -> None:
         used: set[str] = set()

@@ -49,6 +49,8 @@ class ReadableRef:
         return await self._within(f"open {path}", lambda root, _: read_file(root, path, offset=offset, length=length))
 
     async def read_dir(self, path: str, *, pattern: str = "") -> list[fsutil_pb2.Stat]:
+        if path.strip("/.") == "" and await self.result() is None:
+            return []
         return await self._within(
             f"open {path}", lambda root, cancelled: read_dir(root, path, pattern=pattern, cancelled=cancelled)
         )

@@ -77,7 +77,9 @@ class Containers:
         return container
 
     def check(self, network: int, security: int) -> None:
-        """Raises PolicyError for what the build was not granted."""
+        """Raises PolicyError for what the build was not granted, UsageError for what there is not."""
+        if security not in (pb.SecurityMode.SANDBOX, pb.SecurityMode.INSECURE):
+            raise UsageError(f"invalid security mode {security}")
         granted = self._bridge.entitlements
         if network == pb.NetMode.HOST and "network.host" not in granted:
             raise PolicyError("network.host is not allowed")
