@@ -80,6 +80,6 @@ def _rewrite_layer(
         media_type=layer_type(compression.kind),
         digest=written.digest,
         size=written.size,
-        annotations=dict(layer.descriptor.annotations),
+        annotations={**layer.descriptor.annotations, "buildkit/rewritten-timestamp": str(epoch)},
     )
     return replace(layer, descriptor=descriptor, diff_id=written.diff_id, sources=(), local=True)
