@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 NAMES = {
     "registry": "exporting cache to registry",
     "local": "exporting cache to client directory",
+    "s3": "exporting cache to Amazon S3",
     "inline": "exporting inline cache",
 }
 _AT_ONCE = 4
@@ -73,7 +74,7 @@ class CacheExport:
         attrs = option.attrs
         if option.type not in NAMES:
             raise UsageError(f'unknown cache exporter: "{option.type}"', hint="cache exporters are " + ", ".join(NAMES))
-        for kind, key in (("registry", "ref"), ("local", "dest")):
+        for kind, key in (("registry", "ref"), ("local", "dest"), ("s3", "bucket")):
             if option.type == kind and not attrs.get(key):
                 raise UsageError(f"{key} is required for cache-to type={kind}", hint=f"type={kind},{key}=…")
 
@@ -173,6 +174,10 @@ class Exports:
     def _target(self, export: CacheExport) -> Target:
         if export.type == "registry":
             return RegistryTarget(self._engine, export, self._sessions)
+        if export.type == "s3":
+            from .cache_s3 import S3Target
+
+            return S3Target(self._engine, export, self._sessions)
         return SessionTarget(self._engine, export, self._session, self._sessions)
 
     async def _layers(self, written: Written, target: Target, export: CacheExport, shown: Step) -> set[str]:

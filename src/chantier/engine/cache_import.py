@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from chantier.cache import LayerSource, Ref
 from chantier.cache.remote import CacheConfig, Imported, inline_config, read_config, read_manifest
@@ -44,17 +44,28 @@ class Options(Protocol):
     def attrs(self) -> Mapping[str, str]: ...
 
 
-class Place(Protocol):
-    """Where a cache lies. Called from worker threads."""
+class Blobs(Protocol):
+    """Where blobs of a cache lie. Called from worker threads."""
 
     source: str  # what the fetcher calls it
     keeps: bool  # blobs can be fetched later, by other builds too
 
+    def has(self, descriptor: Descriptor) -> bool: ...
+
+
+@runtime_checkable
+class ConfigPlace(Blobs, Protocol):
+    """A place without manifests: the cache config itself says what its layers are."""
+
+    def config(self) -> bytes: ...
+
+
+class Place(Blobs, Protocol):
+    """A place where a manifest names the config and the layers."""
+
     def manifest(self) -> tuple[bytes, str]: ...
     def read(self, descriptor: Descriptor, limit: int) -> bytes:
         """A blob or a manifest, verified."""
-
-    def has(self, descriptor: Descriptor) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +115,7 @@ class Imports:
             text = f"cache from {shown} is not used: {err}"
             self._reporter.emit(Warning(vertex=vertex, level=1, short=text.encode("utf-8", "replace")))
 
-    def _source(self, found: Imported, place: Place, name: str) -> KeySource:
+    def _source(self, found: Imported, place: Blobs, name: str) -> KeySource:
         known: dict[str, bool] = {}
         store = self._engine.blobs
         sessions = self._sessions
@@ -133,16 +144,24 @@ def name_of(option: Options) -> str:
     return f"{option.type}:{int(hashlib.sha256(text.encode()).hexdigest()[:16], 16)}"
 
 
-def place_of(engine: Engine, option: Options, sessions: Sequence[Any]) -> Place:
+def place_of(engine: Engine, option: Options, sessions: Sequence[Any]) -> Place | ConfigPlace:
     """Raises UsageError."""
     if option.type == "registry":
         return RegistryPlace(engine, option.attrs, sessions)
     if option.type == "local":
         return SessionPlace(engine, option.attrs, sessions)
-    raise UsageError(f"unknown cache importer: {option.type}", hint="cache importers are registry and local")
+    if option.type == "s3":
+        from .cache_s3 import S3Place
+
+        return S3Place(engine, option.attrs)
+    raise UsageError(f"unknown cache importer: {option.type}", hint="cache importers are registry, local and s3")
 
 
-def _load(place: Place, shown: Step) -> list[Imported]:
+def _load(place: Place | ConfigPlace, shown: Step) -> list[Imported]:
+    if isinstance(place, ConfigPlace):
+        config = CacheConfig.parse(place.config())
+        noted = {layer.blob: made for layer in config.layers if (made := _noted(layer, place.source)) is not None}
+        return [read_config(config, noted)]
     data, media_type = place.manifest()
     found = read_manifest(data, media_type, place.source)
     with shown.action(f"inferred cache manifest type: {found.media_type}"):

@@ -295,7 +295,9 @@ def _state(files: Sequence[_File]) -> str:
     digest = hashlib.sha256()
     for file in files:
         info = file.info
-        line = f"{file.path}\0{info.st_mode}\0{info.st_uid}\0{info.st_gid}\0{info.st_size}\0{info.st_mtime_ns}\0{info.st_ctime_ns}\n"
+        line = (
+            f"{file.path}\0{info.st_mode}\0{info.st_uid}\0{info.st_gid}\0{info.st_size}\0{info.st_mtime_ns}\0{info.st_ctime_ns}\n"
+        )
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

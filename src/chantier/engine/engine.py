@@ -112,7 +112,7 @@ class Engine:
             self.blobs = self._root.blobs
             self.snapshots = self._snapshotter()
             self.mount_dir = self._root.scratch()
-            fetcher = RegistryFetcher(self.registry_for)
+            fetcher = self.fetcher = RegistryFetcher(self.registry_for)
             self.cache = Cache(self._root, self._root.db, self.blobs, self.snapshots, fetcher)
             self._keys = SqliteKeyStore(self._root.db)
             self.worker = Worker(

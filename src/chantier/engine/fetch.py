@@ -8,7 +8,7 @@ from typing import Any
 
 from chantier.errors import UnsupportedError
 from chantier.progress import Step
-from chantier.spec import Descriptor, Reference
+from chantier.spec import Descriptor, Reference, new_id
 from chantier.store import Writer
 
 
@@ -20,7 +20,14 @@ class RegistryFetcher:
 
     def __init__(self, registry_for: Callable[[Sequence[Any]], Any]) -> None:
         self._registry_for = registry_for
+        self._places: dict[str, Callable[[Descriptor, Writer, Callable[[], bool]], None]] = {}
         self.layouts: Any = None  # op.layout.LayoutResolver, set by the engine
+
+    def register(self, fetch: Callable[[Descriptor, Writer, Callable[[], bool]], None]) -> str:
+        """A source that is known to this process only, as long as it lives."""
+        name = new_id()
+        self._places[name] = fetch
+        return f"place:{name}"
 
     def fetch(
         self,
@@ -37,6 +44,8 @@ class RegistryFetcher:
             registry = self._registry_for(sessions)
             registry = registry.insecure() if kind == "insecure" else registry
             registry.fetch_blob(Reference.parse(name), descriptor, writer, cancelled=cancelled)
+        elif kind == "place" and name in self._places:
+            self._places[name](descriptor, writer, cancelled)
         elif kind == "session" and self.layouts is not None:
             self.layouts.fetch(name, descriptor, writer, sessions)
         else:

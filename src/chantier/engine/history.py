@@ -38,7 +38,7 @@ from .request import SolveRequest, SolveResult
 KEEP = 50
 KEEP_S = 48 * 3600.0
 RUNNING, COMPLETED, ERROR, CANCELED, INTERRUPTED = "running", "completed", "error", "canceled", "interrupted"
-_SECRET = re.compile(r"(token|secret|password|passwd|credential|private)", re.IGNORECASE)
+_SECRET = re.compile(r"(token|secret|password|passwd|credential|private|access_key)", re.IGNORECASE)
 _REF = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}\Z")
 _MEMBERS = ("start.json", "events.jsonl", "record.json")
 _MAX_RECORD = 16 << 20
