@@ -24,10 +24,8 @@ TEXT = "FROM alpine AS one\nRUN echo one > /one\nFROM alpine\nCOPY --from=one /o
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server with a bucket `caches`."""
-    if (
-        importlib.util.find_spec("boto3") is None
-        or (shutil.which("moto_server") is None
-        and importlib.util.find_spec("moto") is None)
+    if importlib.util.find_spec("boto3") is None or (
+        shutil.which("moto_server") is None and importlib.util.find_spec("moto") is None
     ):
         if IN_CI:
             pytest.fail("not here, and this is CI: boto3, moto")

@@ -7,8 +7,8 @@ import pytest
 
 from chantier.errors import UsageError
 from chantier.export.config import default_config, patch_config
-from chantier.spec.times import parse_rfc3339, rfc3339
 from chantier.export.options import ImageOptions, parse_bool, parse_epoch
+from chantier.spec.times import parse_rfc3339, rfc3339
 
 S = 1_000_000_000
 BASE = {"os": "linux", "architecture": "amd64", "config": {"Env": ["A=<b>"]}, "extra": {"z": 1, "a": 2}}

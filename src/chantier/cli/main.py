@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "create": ("create", "create a builder, or change one"),
     "daemon": ("daemon", "show what a daemon does, and what waits for what"),
     "dial-stdio": ("dial_stdio", "proxy standard input and output to a builder"),
+    "doctor": ("doctor", "say what this machine can do for builds, and what to do about the rest"),
     "du": ("du", "show what a builder's cache holds"),
     "fsck": ("fsck", "check the state directory, and repair it"),
     "gc": ("gc", "say what garbage collection would remove, and why"),

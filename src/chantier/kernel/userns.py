@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .namespaces import IdRange, parse_id_map
@@ -171,6 +171,15 @@ def this_caller(env: Mapping[str, str] = os.environ) -> Caller:
         outer_uids=parse_id_map(_text("/proc/self/uid_map")),
         outer_gids=parse_id_map(_text("/proc/self/gid_map")),
     )
+
+
+def outside_caller() -> Caller:
+    """Whoever made the namespace of one id that this process is root of: to say again what it was for want of."""
+    inside = this_caller()
+    uid = inside.outer_uids[0].outside if inside.outer_uids else inside.uid
+    gid = inside.outer_gids[0].outside if inside.outer_gids else inside.gid
+    name = os.environ.get("USER") or str(uid)
+    return replace(inside, uid=uid, gid=gid, name=name, capabilities=0)
 
 
 def why_no_namespace() -> tuple[str, str]:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from chantier import kernel
@@ -150,8 +152,26 @@ def _readonly(mount: Mount) -> Mount:
     return Mount(mount.type, mount.source, ("ro", *(option for option in mount.options if option != "rw")))
 
 
+@cache
 def default_mount_root() -> Path:
-    return Path(tempfile.gettempdir()) / f"chantier-mounts-{os.geteuid()}"
+    """A directory of this user's below the temporary one, where a dead process's mount points are found by the next."""
+    path = Path(tempfile.gettempdir()) / f"chantier-mounts-{_user_of_the_machine()}"
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    info = path.lstat()
+    if stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid():
+        return path
+    return Path(tempfile.mkdtemp(prefix="chantier-mounts-"))  # anybody may make that name in /tmp: it is somebody else's
+
+
+def _user_of_the_machine() -> int:
+    """Who we are outside: root of a user namespace is 0 inside, like everybody's (user_namespaces(7))."""
+    try:
+        ranges = kernel.parse_id_map(Path("/proc/self/uid_map").read_text(encoding="ascii"))
+    except OSError:  # a kernel without user namespaces
+        return os.geteuid()
+    own = os.geteuid()
+    return next((part.outside + own - part.inside for part in ranges if part.inside <= own < part.inside + part.size), own)
 
 
 @contextmanager
