@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from chantier.cache import Cache
+from chantier.cache import Cache, LayerBlob
 from chantier.config import Config
 from chantier.errors import ChantierError, UnsupportedError
 from chantier.llb.caps import ALL as CAPS
@@ -22,7 +22,7 @@ from chantier.progress import Reporter
 from chantier.registry import Registries, Registry, Settings
 from chantier.snapshot import Native, Overlay, Snapshotter, overlay_works, recover_mounts
 from chantier.solver import Solver
-from chantier.spec import Platform, host_platform, new_id
+from chantier.spec import Platform, Reference, host_platform, new_id
 from chantier.store import Db, Disk, Policy, Root, UsageRecord
 
 from .ceiling import Ceiling
@@ -88,7 +88,7 @@ class Engine:
             await self._find_runtime()
             ops = Ops(self.worker, self.images, self.layouts)
             explain = Explainer(self._keys, self.cache.listings)
-            self.solver = Solver(ops.resolve, self._keys, Results(self.cache), describe=explain)
+            self.solver = Solver(ops.resolve, self._keys, Results(self.cache, self._layer_gone), describe=explain)
         except BaseException:
             await asyncio.to_thread(self._root.close)
             raise
@@ -207,6 +207,21 @@ class Engine:
         credentials = Credentials(self._loop, sessions)
         owner = str(getattr(sessions[0], "id", "")) if sessions else ""
         return self.registries.open(credentials=credentials.of_host, token=credentials.token, owner=owner)
+
+    def _layer_gone(self, layer: LayerBlob) -> bool:
+        """Whether every place that is known for a layer says that it has it not. Who cannot be asked may yet have it."""
+        for source in layer.sources:
+            kind, _, name = source.partition(":")
+            if kind not in ("registry", "insecure"):
+                continue
+            registry = self.registry_for(())
+            registry = registry.insecure() if kind == "insecure" else registry
+            try:
+                if registry.exists(Reference.parse(name), layer.descriptor):
+                    return False
+            except ChantierError:
+                return False
+        return True
 
     async def source_meta(self, source: pb.SourceOp, sessions: Sequence[Any], *, return_object: bool) -> SourceMeta:
         from .meta import source_meta
