@@ -81,5 +81,6 @@ def test_many_builds_leave_nothing(start_daemon: Start, registry: RealRegistry) 
     sys.stderr.write(f"resident after 30 builds: {first} kB, after {_BUILDS}: {last} kB ({last / first:.2f})\n")
     sys.stderr.write(f"descriptors, threads, mounts after 30 builds: {before}, after {_BUILDS}: {after}\n")
     assert last < first * _ALLOWED
-    assert after[0] <= before[0] + 16
+    # Pools grow to their size, and each of their threads keeps a connection to the database: file, log and index.
+    assert after[0] <= before[0] + 3 * max(0, after[1] - before[1]) + 16
     assert after[2] <= before[2]

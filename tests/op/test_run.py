@@ -503,7 +503,7 @@ def test_ssh_agent(shop: Shop) -> None:
     assert answers == [b"HELLO", b"AGAIN"]
     assert log_of(job) == "1000:1001 600 socket\n"
     assert "run/agent.sock" not in shop.files(made)
-    with pytest.raises(NotFoundError, match=r"^unset ssh forward key default$"):
+    with pytest.raises(NotFoundError, match=r'^no SSH key "default" forwarded from the client$'):
         shop.run(shop.op("true", mount))
     mount.SSHOpt.optional = True
     assert shop.sh("ls /run/agent.sock || echo none", mount).endswith("none\n")

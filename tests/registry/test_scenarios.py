@@ -347,7 +347,7 @@ def _(w: World) -> None:
 @scenario("silent for its whole limit", "O.HEAD.- " * 3 + "O.HEAD.-", RegistryError, "i/o timeout: no answer in time", code=75)
 def _(w: World) -> None:
     w.o.fail("hang", seconds=0.4, times=-1)
-    w.extra("O", 'responseTimeout = "20ms"')
+    w.extra("O", 'responseTimeout = "200ms"')
 
 
 @scenario("a manifest with a wrong byte, once", "O.GET O.GET", "ok", does=World.manifest)
@@ -401,7 +401,7 @@ def _(w: World) -> None:
 @scenario("a body that hangs", "O.GET O.GET.206", "O", does=World.blob)
 def _(w: World) -> None:
     w.o.fail("slow", method="GET", seconds=0.5)
-    w.extra("O", 'responseTimeout = "50ms"')
+    w.extra("O", 'responseTimeout = "200ms"')
 
 
 @scenario("a server without ranges", "O.GET O.GET", "O", does=World.blob)
@@ -486,7 +486,7 @@ def _(w: World) -> None:
 def _(w: World) -> None:
     w.mirrors("A")
     w.a.fail("hang", seconds=0.3, times=-1)
-    w.extra("A", 'responseTimeout = "20ms"')
+    w.extra("A", 'responseTimeout = "200ms"')
 
 
 @scenario(
