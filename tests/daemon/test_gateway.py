@@ -226,6 +226,23 @@ def test_a_failed_step_can_be_looked_into(daemon: Chantierd) -> None:
     asyncio.run(run())
 
 
+def test_releasing_a_container_ends_the_processes_in_it(daemon: Chantierd) -> None:
+    async def run() -> None:
+        async with driven(daemon) as build:
+            ref = await build.make(image("alpine").marshal())
+            mounts = [ops_pb2.Mount(dest="/", resultID=ref)]
+            await build.bridge.unary("NewContainer", pb.NewContainerRequest(ContainerID="c", Mounts=mounts))
+            async with build.bridge.stream("ExecProcess") as call:
+                await call.send(init("p", "sleep", "60"))
+                assert (await call.read()).WhichOneof("Input") == "Started"
+                await build.bridge.unary("ReleaseContainer", pb.ReleaseContainerRequest(ContainerID="c"))
+                _, ended = await outcome(call, "p")
+                assert ended.Error.message == "context canceled"
+            await build.returns()
+
+    asyncio.run(run())
+
+
 def test_mistakes_of_a_client_end_its_stream(daemon: Chantierd) -> None:
     async def fails(message: pb.ExecMessage, code: int) -> None:
         async with driven(daemon) as build:

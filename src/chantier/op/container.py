@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chantier.errors import NotFoundError, UsageError
+from chantier.errors import CancelledError_, NotFoundError, UsageError
 from chantier.llb.definition import LoadedVertex
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Silent, Step, Vertex
@@ -133,7 +133,10 @@ class HeldContainer:
             task.add_done_callback(self._others.discard)
         try:
             return await asyncio.shield(task)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as err:
+            if task.cancelled():
+                # The container was closed under it: not the caller that was cancelled.
+                raise CancelledError_() from err
             task.cancel()
             await asyncio.wait((task,))
             raise
