@@ -41,6 +41,7 @@ VOLATILE = "content.volatile"
 _RESULTS = "content.results"
 _TREE = "content.tree"
 _MAX_RESULTS = 64
+_BEFORE = " before"  # after a selector's key: its digest as older versions of BuildKit have it
 
 
 def content_digest(
@@ -54,11 +55,27 @@ def content_digest(
 ) -> str:
     """The digest of what the selectors take of a result (all of it if there are none); None is the empty tree.
 
+    Raises NotFoundError, as `"/nofile": not found`, for a path that is not there.
+    """
+    return content_digests(ref, selectors, step=step, sessions=sessions, cancelled=cancelled, listings=listings)[0]
+
+
+def content_digests(
+    ref: Ref | None,
+    selectors: Sequence[Selector] = (),
+    *,
+    step: Step | None = None,
+    sessions: Sequence[Any] = (),
+    cancelled: Callable[[], bool] = never,
+    listings: Listings | None = None,
+) -> tuple[str, ...]:
+    """The same, followed by what older versions of BuildKit call the same content where they call it otherwise.
+
     What it was computed of goes to `listings`, so that a later miss can be explained. Fetches the result if it is lazy. Raises NotFoundError, as `"/nofile": not found`, for a path that is not there.
     """
     selectors = selectors or (Selector(),)
     if ref is None:
-        return combine([_of_nothing(selector) for selector in selectors])
+        return (combine([_of_nothing(selector) for selector in selectors]),)
     volatile = ref.get_tree_meta(VOLATILE) is not None
     kept = _load_results(ref)
     listed: dict[str, tuple[str, str]] = {}
@@ -68,7 +85,8 @@ def content_digest(
     digest = combine([kept[selector.key] for selector in selectors])
     if listings is not None and listed and not listings.has(key := content_key_id(digest)):
         listings.save(key, listed)
-    return digest
+    before = combine([kept.get(selector.key + _BEFORE, kept[selector.key]) for selector in selectors])
+    return (digest,) if before == digest else (digest, before)
 
 
 def tree_digest(root: Path, selectors: Sequence[Selector] = (), *, cancelled: Callable[[], bool] = never) -> str:
@@ -119,6 +137,8 @@ def _compute(
             for selector in selectors:
                 if selector.key not in kept:
                     found[selector.key] = tree.digest(selector)
+                    if selector.filtered:
+                        found[selector.key + _BEFORE] = tree.digest_before(selector)
             if listed is not None:
                 listed.update(list_tree(tree, root, selectors) or {})
         _save_results(ref, found)
@@ -181,4 +201,14 @@ def _save_results(ref: Ref, found: dict[str, str]) -> None:
     ref.set_meta(_RESULTS, json.dumps(kept).encode())
 
 
-__all__ = ["EMPTY", "VOLATILE", "ContentTree", "Selector", "combine", "content_digest", "tree_digest", "unpack_checked"]
+__all__ = [
+    "EMPTY",
+    "VOLATILE",
+    "ContentTree",
+    "Selector",
+    "combine",
+    "content_digest",
+    "content_digests",
+    "tree_digest",
+    "unpack_checked",
+]

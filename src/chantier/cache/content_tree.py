@@ -150,6 +150,15 @@ class ContentTree:
                 yield node.path, node.digest
                 todo += (node.children or {}).values()
 
+    def digest_before(self, selector: Selector) -> str:
+        """What BuildKit before v0.26 makes of a filtered selector: names without their directories, parted by NUL."""
+        path = clean("/" + selector.path)
+        rows = self._rows(path, selector)[0] if selector.filtered else []
+        if not rows or (len(rows) == 1 and base_name(os.fsdecode(rows[0][0])) == base_name(path)):
+            return self.digest(selector)
+        parts = (os.fsencode(base_name(os.fsdecode(where))) + text(value).encode() for where, value in rows)
+        return "sha256:" + hashlib.sha256(b"\0".join(parts)).hexdigest()
+
     # -- paths
 
     def find(self, path: str, *, follow: bool) -> _Node:

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chantier.cache.content import Selector, content_digest
+from chantier.cache.content import Selector, content_digests
 from chantier.errors import CancelledError_, ChantierError, NotFoundError, UsageError
 from chantier.layer.actions import (
     Owner,
@@ -132,8 +132,8 @@ def content_key(worker: Worker, selectors: Sequence[Selector]) -> Callable[[Any,
 
     async def key(job: JobContext, ref: Ref | None) -> str:
         try:
-            return await worker.threaded(
-                lambda cancelled: content_digest(
+            found = await worker.threaded(
+                lambda cancelled: content_digests(
                     ref,
                     selectors,
                     step=job.step,
@@ -142,6 +142,7 @@ def content_key(worker: Worker, selectors: Sequence[Selector]) -> Callable[[Any,
                     listings=worker.cache.listings,
                 )
             )
+            return " ".join(found)
         except CancelledError_:
             raise
         except ChantierError as err:

@@ -35,7 +35,20 @@ _FAST, _SLOW, _SPENT = range(3)
 class Probe:
     """What is known by one input: the keys it has, and the keys of ours that they lead to."""
 
-    __slots__ = ("_asked", "_known", "candidates", "climb", "content", "content_links", "dep", "edge", "index", "level", "links")
+    __slots__ = (
+        "_asked",
+        "_known",
+        "candidates",
+        "climb",
+        "content",
+        "content_links",
+        "contents",
+        "dep",
+        "edge",
+        "index",
+        "level",
+        "links",
+    )
 
     def __init__(self, index: int, edge: ActiveEdge, dep: Dep, ops: Sequence[str]) -> None:
         self.index = index
@@ -45,6 +58,7 @@ class Probe:
         self.content_links = tuple(Link(index, op) for op in ops) if dep.selector else self.links
         self.level = _FAST
         self.content = ""  # the content key, once known
+        self.contents: tuple[str, ...] = ()  # the same with what it is called elsewhere
         self.candidates: dict[str, int] = {}  # key -> number of the store it was found in
         self.climb: Flight | None = None  # learning by this input alone
         self._asked: set[str] = set()
@@ -54,8 +68,7 @@ class Probe:
         """Stored keys of the input that may be probed with."""
         if not self.edge.opaque:
             yield from self.edge.matched
-        if self.content:
-            yield self.content
+        yield from self.contents
 
     def ways(self) -> list[tuple[str, Link]]:
         """All ways by which an equal edge is found among the active ones."""
@@ -67,8 +80,7 @@ class Probe:
     def kept(self) -> list[tuple[str, Link]]:
         """Links to store with a result of ours: from all lasting keys of the input's result."""
         links = [(key, link) for key, source in self.edge.matched.items() if source == 0 for link in self.links]
-        if self.content:
-            links += [(self.content, link) for link in self.content_links]
+        links += [(content, link) for content in self.contents for link in self.content_links]
         return links
 
     def missing(self, key: str) -> list[tuple[str, Link]]:
@@ -81,7 +93,7 @@ class Probe:
         for parent in self.parents():
             if parent not in self._asked:
                 self._asked.add(parent)
-                for link in self.content_links if parent == self.content else self.links:
+                for link in self.content_links if parent in self.contents else self.links:
                     for key, source in store.found((parent,), link).items():
                         self.candidates.setdefault(key, source)
                         self._known.add((parent, key))
@@ -296,7 +308,8 @@ class ActiveEdge:
     def _take_content_of(self, probe: Probe) -> None:
         digest = self.vertex.content_keys.get(probe.index)
         if digest is not None and not probe.content:
-            probe.content = content_key_id(digest)
+            probe.contents = tuple(content_key_id(one) for one in digest.split())
+            probe.content = probe.contents[0]
             probe.level = _SPENT
 
     # done

@@ -60,7 +60,8 @@ class JobContext(Protocol):
 
 
 ContentKey = Callable[[Any, Any], Awaitable[str]]
-"""(job, result) -> digest of the content: the slow key."""
+"""(job, result) -> digest of the content: the slow key. Further digests by which caches made elsewhere know the same content
+follow it, parted by spaces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
