@@ -27,7 +27,7 @@ def find_engine(env: Mapping[str, str] = os.environ, *, context: str = "") -> tu
         problem = _ping(host)
         if problem is None:
             return name, host
-        tried.append(f"{name} at {address}: {problem}")
+        tried.append(f"{name} at {host.address}: {problem}")
     raise UsageError(
         "no engine to load the image into: " + "; ".join(tried),
         hint="start Docker or Podman's socket, or write the image to a file with -o type=oci,dest=image.tar",
