@@ -26,7 +26,7 @@ from chantier.spec import new_id
 
 _AT = "at"
 _DELETE_S = 10.0
-_PAUSES_S = (0.01, 0.05, 0.2, 0.0)
+_PAUSES_S = (0.01, 0.05, 0.2, 0.5, 0.0)
 
 
 class Places:
@@ -113,8 +113,9 @@ def recover(root: Path) -> list[str]:
 def clear(owner: Path) -> None:
     """Remove an owner's directory with all that hangs on it."""
     _end_containers(owner)
-    unmount_below(owner)
     for pause_s in _PAUSES_S:
+        # Each time: the kernel's table of mounts may miss one while others mount and unmount.
+        unmount_below(owner)
         shutil.rmtree(owner, ignore_errors=True)  # what stays is tried again by the next recover()
         if not owner.exists():
             return
