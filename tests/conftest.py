@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,11 @@ _NEEDS = {
     "registry": ["docker-registry"],
     "docker": ["dockerd", "docker"],
 }
+
+
+def pytest_configure() -> None:
+    """What the tests start gets SIGINT as a terminal would give it, though the tests themselves run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -152,12 +152,13 @@ class TheirEcho(grpc.GenericRpcHandler):
 
     async def status(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         count, _, rest = pb.StatusRequest.FromString(raw).Ref.partition(" ")
+        # Before the first answer: the caller may cancel as soon as it has that.
+        context.add_done_callback(lambda _context: self.cancelled.set())
         for n in range(int(count)):
             answer = pb.StatusResponse()
             answer.logs.add(msg=b"%d" % n)
             yield answer.SerializeToString()
         if rest == "hang":
-            context.add_done_callback(lambda _context: self.cancelled.set())
             await asyncio.sleep(3600)
 
     async def session(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
