@@ -1,0 +1,1 @@
+open("out", "w").write("back\n")
