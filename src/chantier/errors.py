@@ -231,7 +231,7 @@ class UnsupportedError(ChantierError):
 
 
 class SolveError(ChantierError):
-    """Any error seen from outside: the text clients print after `ERROR: `, the vertex, its last log lines."""
+    """Any error seen from outside: the text clients print after `ERROR: `, the vertex, and in the library its last log lines."""
 
     def __init__(self, brief: str, cause: BaseException, *, name: str = "", logs: tuple[str, ...] = ()) -> None:
         super().__init__(brief, detail=getattr(cause, "detail", None), hint=getattr(cause, "hint", None))

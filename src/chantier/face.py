@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from .client import BuildRequest, BuildResult, Output, Prepared, Secret, parse_output, prepare
 from .config import Config
-from .errors import ChantierError, UsageError
-from .progress import Event, Reporter, Silent
+from .errors import ChantierError, SolveError, UsageError
+from .progress import Event, LastLines, Reporter, Silent
+from .session.types import Credentials
 
 if TYPE_CHECKING:
     from .driver.embedded import Embedded
@@ -59,8 +60,7 @@ class Builder:
         **options: Any,
     ) -> BuildResult:
         """Build and wait. Options are those of the function `build`. Raises ChantierError and its kin."""
-        prepared = _prepared(context, options, on_error)
-        return self._driver.build(prepared, _reporter(on_event))
+        return self._build(_prepared(context, options, on_error), on_event)
 
     async def abuild(
         self,
@@ -72,7 +72,7 @@ class Builder:
     ) -> BuildResult:
         """The same in a running loop; several may run at once. Cancelling the task stops the build's steps."""
         prepared = await asyncio.to_thread(_prepared, context, options, on_error)
-        return await self._driver.abuild(prepared, _reporter(on_event))
+        return await self._abuild(prepared, on_event)
 
     def convert(self, context: str | os.PathLike[str] = ".", *, on_event: OnEvent | None = None, **options: Any) -> Graph:
         """What a Dockerfile means, as a graph to look at, change and `solve`. Options are those of `build`; nothing is run."""
@@ -91,7 +91,7 @@ class Builder:
         **options: Any,
     ) -> BuildResult:
         """Build a graph and wait. Options are those of the function `solve`."""
-        return self._driver.build(_prepared_graph(graph, options, on_error), _reporter(on_event))
+        return self._build(_prepared_graph(graph, options, on_error), on_event)
 
     async def asolve(
         self,
@@ -103,7 +103,23 @@ class Builder:
     ) -> BuildResult:
         """The same in a running loop."""
         prepared = await asyncio.to_thread(_prepared_graph, graph, options, on_error)
-        return await self._driver.abuild(prepared, _reporter(on_event))
+        return await self._abuild(prepared, on_event)
+
+    def _build(self, prepared: Prepared, on_event: OnEvent | None) -> BuildResult:
+        lines = LastLines(_reporter(on_event))
+        try:
+            return self._driver.build(prepared, lines)
+        except SolveError as err:
+            err.logs = lines.of(err.vertex or "")
+            raise
+
+    async def _abuild(self, prepared: Prepared, on_event: OnEvent | None) -> BuildResult:
+        lines = LastLines(_reporter(on_event))
+        try:
+            return await self._driver.abuild(prepared, lines)
+        except SolveError as err:
+            err.logs = lines.of(err.vertex or "")
+            raise
 
     def close(self) -> None:
         self._driver.close()
@@ -146,6 +162,7 @@ def build(
         pull                True or "always", "missing" (what is not known here), "never" (ask no registry)
         target, platforms, no_cache, no_cache_filter, network, add_hosts, shm_size, ulimits, allow, annotations
         secrets             mapping of id to bytes or str (the value), or `Secret` values
+        logins              mapping of registry host to (user, password), or to an identity token: used before docker's logins
         build_contexts      mapping of name to path, image, URL, oci-layout://, docker-archive:FILE or docker-daemon:IMAGE
 
     Returns the BuildResult. Raises ChantierError: a failed step is a SolveError whose `__cause__` is a StepError.
@@ -185,7 +202,7 @@ def solve(
         locals              mapping of name to directory: what `llb.local(NAME)` stands for
         platform            for operations that say none, such as "linux/arm64"
         image_config        mapping or JSON bytes: the config that an image is exported with
-        outputs, tags, push, load, annotations, secrets, allow    as for `build`
+        outputs, tags, push, load, annotations, secrets, logins, allow    as for `build`
     """
     with Builder(root=root, config=config, builder=builder) as opened:
         return opened.solve(graph, on_event=on_event, on_error=on_error, **options)
@@ -238,6 +255,7 @@ def _prepared_graph(graph: State | Graph, options: dict[str, Any], on_error: OnE
         options.setdefault("platform", graph.platform)
     options["outputs"] = _outputs(options.get("outputs", ()))
     options["secrets"] = _secrets(options.get("secrets", ()))
+    options["logins"] = _logins(options.get("logins", {}))
     prepared = prepare_graph(graph.state if isinstance(graph, Graph) else graph, **options)
     if on_error is None:
         return prepared
@@ -254,6 +272,19 @@ def _secrets(values: Mapping[str, str | bytes] | Sequence[Secret]) -> tuple[Secr
     if not isinstance(values, Mapping):
         return tuple(values)
     return tuple(Secret(id=k, value=v.encode() if isinstance(v, str) else v) for k, v in values.items())
+
+
+def _logins(values: Mapping[str, Credentials | tuple[str, str] | str]) -> dict[str, Credentials]:
+    found: dict[str, Credentials] = {}
+    for host, value in values.items():
+        if isinstance(value, str):
+            found[host] = Credentials(username="", secret=value)
+        elif isinstance(value, Credentials):
+            found[host] = value
+        else:
+            username, secret = value
+            found[host] = Credentials(username=username, secret=secret)
+    return found
 
 
 def request_of(context: str | os.PathLike[str], **options: Any) -> BuildRequest:
@@ -275,6 +306,7 @@ def request_of(context: str | os.PathLike[str], **options: Any) -> BuildRequest:
         values["dockerfile_text"] = values["dockerfile_text"].encode()
     values["outputs"] = _outputs(values.get("outputs", ()))
     values["secrets"] = _secrets(values.get("secrets", ()))
+    values["logins"] = _logins(values.get("logins", {}))
     if "build_contexts" in values:
         values["build_contexts"] = {k: os.fspath(v) for k, v in values["build_contexts"].items()}
     return BuildRequest(context=os.fspath(context), **values)

@@ -101,6 +101,28 @@ class Recorder:
         self.events.append(event)
 
 
+class LastLines:
+    """A reporter that passes everything on and keeps the end of what each vertex wrote: `of(digest)` are its last lines."""
+
+    LINES = 10
+    BYTES = 4096  # kept of one vertex
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._kept: dict[str, bytes] = {}
+
+    def emit(self, event: Event, /) -> None:
+        if isinstance(event, Log):
+            self._kept[event.vertex] = (self._kept.get(event.vertex, b"") + event.data)[-self.BYTES :]
+        elif isinstance(event, Vertex) and event.completed and not event.error:
+            self._kept.pop(event.digest, None)
+        self._reporter.emit(event)
+
+    def of(self, vertex: str) -> tuple[str, ...]:
+        """Without line ends; empty for a vertex that wrote nothing, or that ended well."""
+        return tuple(self._kept.get(vertex, b"").decode(errors="replace").splitlines()[-self.LINES :])
+
+
 def now() -> int:
     """Nanoseconds since the epoch."""
     return time.time_ns()

@@ -128,3 +128,13 @@ def test_a_login_made_meanwhile_counts(folder: Path) -> None:
 def test_files_that_make_no_sense(folder: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"config\.json: "):
         file(folder, text).credentials("r.test")
+
+
+def test_what_was_given_comes_first(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"auths": {"r.test": auth("file:1"), "other.test": auth("file:2")}}))
+    given = {"r.test": Login(username="own", secret="3"), "docker.io": Login(username="", secret="idt")}
+    f = AuthFile({"DOCKER_CONFIG": str(folder)}, given=given)
+    assert f.credentials("r.test") == Login(username="own", secret="3")
+    assert f.credentials("registry-1.docker.io") == Login(username="", secret="idt")
+    assert f.credentials("other.test") == Login(username="file", secret="2")
+    assert "3" not in repr(given["r.test"])

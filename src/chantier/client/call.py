@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from chantier.errors import UsageError
+from chantier.session.types import Credentials
 from chantier.spec import Platform, host_platform, new_id
 
 from .cache_dir import stores, with_digest
@@ -82,6 +83,7 @@ class Offer:
     layouts: Mapping[str, Path] = field(default_factory=dict)  # content stores by id: OCI layouts on disk
     scratch: tuple[Path, ...] = ()  # directories made for this build: to be removed by whoever serves the session
     allow_delete: bool = False
+    logins: Mapping[str, Credentials] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +198,7 @@ def _prepare(
             layouts=layouts,
             scratch=tuple(scratch),
             allow_delete="buildx.local.delete" in request.allow,
+            logins=request.logins,
         ),
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import UsageError
+from chantier.session.types import Credentials
 from chantier.spec import Platform, new_id
 
 from .call import Offer, Prepared, SolveCall
@@ -37,6 +38,7 @@ def prepare_graph(
     secrets: Sequence[Secret] = (),
     ssh: Sequence[Ssh] = (),
     allow: Sequence[str] = (),
+    logins: Mapping[str, Credentials] | None = None,
 ) -> Prepared:
     """`locals` are the directories that `llb.local(NAME)` stands for, `image_config` is what an image is exported with.
 
@@ -66,7 +68,13 @@ def prepare_graph(
             exporters=tuple((o.type, o.attrs) for o in planned),
             entitlements=tuple(allow),
         ),
-        offer=Offer(context=Context(directories=directories), outputs=tuple(planned), secrets=tuple(secrets), ssh=tuple(ssh)),
+        offer=Offer(
+            context=Context(directories=directories),
+            outputs=tuple(planned),
+            secrets=tuple(secrets),
+            ssh=tuple(ssh),
+            logins=logins or {},
+        ),
     )
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from chantier.session.types import Credentials
+
 from .output import Output
 
 
@@ -66,6 +68,7 @@ class BuildRequest:
     cache_from: tuple[str, ...] = ()
     cache_to: tuple[str, ...] = ()
     call: str = "build"
+    logins: Mapping[str, Credentials] = field(default_factory=dict)  # by registry host; before those of docker's config.json
     extra_attrs: Mapping[str, str] = field(default_factory=dict)  # frontend options, verbatim
 
 

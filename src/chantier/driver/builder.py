@@ -17,6 +17,7 @@ from chantier.progress import Reporter
 from chantier.spec import Platform
 
 from .group import Group, Node
+from .logins import credentials_of
 from .node import RUNNING, Driver, Facts, NotRunning
 from .offer import offered, open_session
 from .outputs import Plan, plan
@@ -210,9 +211,10 @@ class Builder(Running):
         from .push import push
 
         assert isinstance(driver, Docker)
+        logins = credentials_of(self.env, planned.prepared.offer.logins)
         response = dict(result.response)
         for name in planned.push:
-            digest = await asyncio.to_thread(push, driver.host, name, reporter, self.env)
+            digest = await asyncio.to_thread(push, driver.host, name, reporter, logins)
             if digest:
                 response["containerimage.digest"] = digest
         return replace(result, digest=response.get("containerimage.digest", ""), response=response)

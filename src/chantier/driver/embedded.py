@@ -110,18 +110,12 @@ class Embedded(Running):
     async def cache_mounts(self, work: Callable[[CacheMounts, Callable[[Mapping[str, str]], Place]], str]) -> str:
         """Do something with the cache mounts, in a thread; the second argument makes a place of its description."""
         from chantier.engine.cache_mounts import CacheMounts, place_of
-        from chantier.registry import AuthFile
         from chantier.session.local import LocalSession
-        from chantier.session.types import Credentials
+
+        from .logins import credentials_of
 
         engine = await self._open()
-        logins = AuthFile(self._env)
-
-        def credentials(host: str) -> Credentials | None:
-            login = logins.credentials(host)
-            return Credentials(username=login.username, secret=login.secret) if login is not None else None
-
-        with LocalSession(credentials=credentials) as session:
+        with LocalSession(credentials=credentials_of(self._env)) as session:
             registry = engine.registry_for([session])
 
             def place(attrs: Mapping[str, str]) -> Place:

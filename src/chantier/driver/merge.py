@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from chantier.client import BuildResult, Output, Prepared
 from chantier.errors import ChantierError, UsageError
 from chantier.progress import Reporter, step
+from chantier.session.types import Credentials
 from chantier.spec import Reference, new_id
 from chantier.spec.gojson import dumps_indent
 
+from .logins import credentials_of
 from .node import Driver
 
 if TYPE_CHECKING:
@@ -64,20 +66,19 @@ async def join(prepared: Prepared, results: Sequence[BuildResult], reporter: Rep
         return replace(results[0], ref=prepared.call.ref, digest="", config_digest="", response={})
     names = [n for n in pushed.attrs.get("name", "").split(",") if n]
     with step(reporter, f"merging manifest list {','.join(names)}"):
-        digest = await asyncio.to_thread(_merge, names, results, pushed.attrs, builder)
+        digest = await asyncio.to_thread(_merge, names, results, pushed.attrs, builder, prepared.offer.logins)
     return replace(results[0], ref=prepared.call.ref, digest=digest, config_digest="", response={"containerimage.digest": digest})
 
 
-def _merge(names: Sequence[str], results: Sequence[BuildResult], attrs: Mapping[str, str], builder: Builder) -> str:
+def _merge(
+    names: Sequence[str],
+    results: Sequence[BuildResult],
+    attrs: Mapping[str, str],
+    builder: Builder,
+    logins: Mapping[str, Credentials],
+) -> str:
     from chantier.config import Config, parse
-    from chantier.registry import AuthFile, Registries
-    from chantier.session.types import Credentials
-
-    logins = AuthFile(builder.env)
-
-    def credentials(host: str) -> Credentials | None:
-        found = logins.credentials(host)
-        return Credentials(username=found.username, secret=found.secret) if found is not None else None
+    from chantier.registry import Registries
 
     files = builder.group.nodes[0].files or {}
     text = files.get("buildkitd.toml", b"").decode()
@@ -87,7 +88,7 @@ def _merge(names: Sequence[str], results: Sequence[BuildResult], attrs: Mapping[
         config = parse("".join(f'[registry."{h}"]\nhttp = true\ninsecure = true\n' for h in hosts), "registry.insecure")
     registries = Registries(config)
     try:
-        registry = registries.open(credentials=credentials)
+        registry = registries.open(credentials=credentials_of(builder.env, logins))
         digest = ""
         for name in names:
             reference = Reference.parse(name)

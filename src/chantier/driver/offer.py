@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from chantier.client import Offer
 from chantier.session.local import LocalSession, SecretSource, Target
-from chantier.session.types import Credentials
 
 from .context import Host
 from .load import EngineSink, find_engine
+from .logins import credentials_of
 
 if TYPE_CHECKING:
     from chantier.session.serve import Offered
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 def open_session(offer: Offer, env: Mapping[str, str], stack: ExitStack) -> LocalSession:
     """The session of a build on this machine: an embedded engine reads the user's directories in place. Closed with the stack."""
-    from chantier.registry import AuthFile
-
     from .ssh import agent_for
 
     outputs: list[Target] = []
@@ -40,12 +38,6 @@ def open_session(offer: Offer, env: Mapping[str, str], stack: ExitStack) -> Loca
         import shutil
     for folder in offer.scratch:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    logins = AuthFile(env)
-
-    def credentials(host: str) -> Credentials | None:
-        login = logins.credentials(host)
-        return Credentials(username=login.username, secret=login.secret) if login is not None else None
-
     uploads = {}
     if offer.context.upload is not None:
         id, stream, head = offer.context.upload
@@ -55,7 +47,7 @@ def open_session(offer: Offer, env: Mapping[str, str], stack: ExitStack) -> Loca
         files=offer.context.files,
         secrets={s.id: SecretSource(file=Path(s.file) if s.file else None, env=s.env, value=s.value) for s in offer.secrets},
         agents={s.id: stack.enter_context(agent_for(s.id, s.paths)) for s in offer.ssh},
-        credentials=credentials,
+        credentials=credentials_of(env, offer.logins),
         outputs=outputs,
         uploads=uploads,
         layouts=offer.layouts,

@@ -6,20 +6,21 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from urllib.parse import quote
 
 from chantier.errors import ChantierError
 from chantier.progress import Reporter, Step, step
+from chantier.session.types import Credentials
 from chantier.spec import Reference
 
 from .context import Host
 
 
-def push(host: Host, name: str, reporter: Reporter, env: Mapping[str, str]) -> str:
+def push(host: Host, name: str, reporter: Reporter, credentials: Callable[[str], Credentials | None]) -> str:
     """Blocks. The digest that the registry gave it, "" if the engine does not say. Raises ChantierError."""
     reference = Reference.parse(name)
-    login = _login(reference.domain, env)
+    login = _login(credentials(reference.domain), reference.domain)
     with step(reporter, f"pushing {name} with docker") as report:
         connection = host.http(timeout=None)
         try:
@@ -33,10 +34,7 @@ def push(host: Host, name: str, reporter: Reporter, env: Mapping[str, str]) -> s
             connection.close()
 
 
-def _login(host: str, env: Mapping[str, str]) -> str:
-    from chantier.registry import AuthFile
-
-    found = AuthFile(env).credentials(host)
+def _login(found: Credentials | None, host: str) -> str:
     if found is None:
         return "e30="
     known = {"username": found.username, "password": found.secret} if found.username else {"identitytoken": found.secret}

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -43,19 +45,37 @@ class Running:
     def close(self) -> None:
         """Ends what `build` opened; after `abuild`, await `aclose` instead."""
         if self._runner is not None:
-            self._runner.run(self.aclose())
-            self._runner.close()
-            self._runner = None
+            self.run(self.aclose())
+            runner, self._runner = self._runner, None
+            if _loop_runs_here():
+                _in_a_thread(runner.close)
+            else:
+                runner.close()
 
     def build(self, prepared: Prepared, reporter: Reporter) -> BuildResult:
         """Run one build to its end; blocks. Interrupting it cancels the build and waits until its steps are gone."""
         return self.run(self.abuild(prepared, reporter))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for something of this driver's in its own loop."""
+        """Wait for something of this driver's in its own loop. Where another loop runs in this thread (a cell of a notebook),
+        that one stands still meanwhile, and ours runs in a thread."""
         if self._runner is None:
             self._runner = asyncio.Runner()
-        return self._runner.run(work)
+        if not _loop_runs_here():
+            return self._runner.run(work)
+        runner, tasks = self._runner, list[asyncio.Task[Any]]()
+
+        async def noted() -> T:
+            task = asyncio.current_task()
+            assert task is not None
+            tasks.append(task)
+            return await work
+
+        def interrupt() -> None:
+            for task in tasks:
+                runner.get_loop().call_soon_threadsafe(task.cancel)
+
+        return _in_a_thread(partial(runner.run, noted()), interrupt)
 
     async def abuild(self, prepared: Prepared, reporter: Reporter) -> BuildResult:
         """Run one build in the running loop; several may run at once."""
@@ -63,6 +83,21 @@ class Running:
 
     async def aclose(self) -> None:
         raise NotImplementedError
+
+
+def _loop_runs_here() -> bool:
+    return asyncio._get_running_loop() is not None
+
+
+def _in_a_thread(call: Callable[[], T], interrupt: Callable[[], None] = lambda: None) -> T:
+    """What `call` gives, run in a thread; KeyboardInterrupt here interrupts it, and is raised when it has ended."""
+    with ThreadPoolExecutor(1, "chantier") as pool:
+        done = pool.submit(call)
+        try:
+            return done.result()
+        except KeyboardInterrupt:
+            interrupt()
+            raise
 
 
 def result_of(ref: str, response: dict[str, str], metadata: dict[str, bytes]) -> BuildResult:

@@ -42,10 +42,17 @@ class Login:
 
 class AuthFile:
     """Ask `credentials(host)`. The file: REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json, ~/.docker/config.json; before them
-    the JSON in DOCKER_AUTH_CONFIG."""
+    the JSON in DOCKER_AUTH_CONFIG; before all of them what was `given` by host."""
 
-    def __init__(self, env: Mapping[str, str] | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        env: Mapping[str, str] | None = None,
+        *,
+        given: Mapping[str, Login] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._env = dict(os.environ if env is None else env)
+        self._given = {"auths": {host: _entry_of(login) for host, login in (given or {}).items()}}
         self._clock = clock
         self._mutex = threading.Lock()
         self._kept: dict[tuple[str, str], tuple[float, Login | None]] = {}
@@ -86,6 +93,7 @@ class AuthFile:
         return None
 
     def _documents(self) -> Iterator[Mapping[str, Any]]:
+        yield self._given
         if inline := self._env.get("DOCKER_AUTH_CONFIG"):
             yield _json(inline, "DOCKER_AUTH_CONFIG")
         try:
@@ -156,6 +164,10 @@ def _login_of(entry: Any, name: str, file: str) -> Login | None:
             raise ConfigError(f"{file}: auth of {name} is not base64 of user:password", file=file)
         secret = secret.rstrip("\0")
     return Login(username=username, secret=secret) if username else None
+
+
+def _entry_of(login: Login) -> Mapping[str, str]:
+    return {"username": login.username, "password": login.secret} if login.username else {"identitytoken": login.secret}
 
 
 def _server(host: str) -> str:
