@@ -122,6 +122,8 @@ def start_docker(directory: Path, *args: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
+        for namespace in (directory / "exec/netns").glob("*"):  # dockerd leaves its own mounted
+            subprocess.run(["umount", "-l", str(namespace)], capture_output=True, check=False)
 
 
 def make_base(directory: Path) -> Path:
