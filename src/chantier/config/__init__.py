@@ -14,10 +14,12 @@ error texts follow from it.
 Three names to know: `Config`, `load`, `find`.
 """
 
+from .effective import Setting, settings, show
 from .gc import GcRule, gc_rules
 from .json_schema import json_schema
-from .load import discover, find, is_rootless, load, parse, state_root
+from .load import discover, find, is_rootless, line_of, load, parse, read_text, state_root
 from .patterns import is_pattern, matching
+from .read import dotted
 from .units import Size
 from .values import (
     CacheGhaConfig,
@@ -64,19 +66,25 @@ __all__ = [
     "OtelConfig",
     "RegistryConfig",
     "RegistryExtra",
+    "Setting",
     "Size",
     "SystemConfig",
     "TlsConfig",
     "WorkerConfig",
     "discover",
+    "dotted",
     "dump",
     "find",
     "gc_rules",
     "is_pattern",
     "is_rootless",
     "json_schema",
+    "line_of",
     "load",
     "matching",
     "parse",
+    "read_text",
+    "settings",
+    "show",
     "state_root",
 ]

@@ -40,6 +40,11 @@ def parse(text: str, file: str = "<config>") -> Config:
 
 def load(path: str | os.PathLike[str]) -> Config:
     """Read the file at `path`. Raises ConfigError also if it cannot be read."""
+    return parse(read_text(path), os.fspath(path))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """What `load` parses. Raises ConfigError."""
     name = os.fspath(path)
     try:
         with open(name, "rb") as file:
@@ -49,11 +54,20 @@ def load(path: str | os.PathLike[str]) -> Config:
     except OSError as err:
         raise ConfigError(f"{name}: cannot read config file: {os.strerror(err.errno or 0).lower()}", file=name) from err
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as err:
         line = data.count(b"\n", 0, err.start) + 1
         raise ConfigError(f"{name}:{line}: config file is not UTF-8", file=name, line=line) from err
-    return parse(text, name)
+
+
+def line_of(key: str, text: str) -> int:
+    """The line of a key as errors name it (`registry."docker.io".ca[0]`), or of what it is in; 0 if there is no such key."""
+    lines = {dotted(path): line for path, line in line_map(text).items()}
+    while key:
+        if key in lines:
+            return lines[key]
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return 0
 
 
 def find(env: Mapping[str, str] | None = None, *, rootless: bool | None = None, etc: Path = Path("/etc")) -> Path | None:

@@ -54,6 +54,11 @@ def write_toml(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
     return out
 
 
+def write_pair(name: str, value: Any) -> str:
+    """`name = value` on one line, whatever the value."""
+    return f"{_key(name)} = {_inline(value)}"
+
+
 def _is_table(value: Any) -> bool:
     return isinstance(value, Mapping) or (isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value))
 

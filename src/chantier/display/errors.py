@@ -7,8 +7,11 @@ import traceback
 from collections.abc import Sequence
 from typing import TextIO
 
-from chantier.errors import ChantierError, Source
+from chantier.errors import ChantierError, ConfigError, Source
 from chantier.progress import Warning
+
+_MISTAKES = 12
+"""How many other mistakes of one file are shown."""
 
 
 def excerpt(source: Source) -> str:
@@ -52,6 +55,11 @@ def print_error(err: BaseException, out: TextIO, *, prefix: str = "", debug: boo
     if isinstance(err, ChantierError):
         if err.detail and debug:
             out.write(err.detail.rstrip("\n") + "\n")
+        elif err.detail and isinstance(err, ConfigError):  # the other mistakes of the file
+            lines = err.detail.rstrip("\n").split("\n")
+            out.write("".join(f"       {line}\n" for line in lines[:_MISTAKES]))
+            if len(lines) > _MISTAKES:
+                out.write(f"       and {len(lines) - _MISTAKES} more\n")
         if err.hint:
             out.write(f"hint: {err.hint}\n")
     out.flush()

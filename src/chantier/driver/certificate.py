@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from chantier.config import Config, RegistryConfig
+from chantier.config import Config, KeyPair, RegistryConfig, dotted, line_of
 from chantier.errors import ConfigError
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
@@ -74,10 +74,16 @@ def _time(tag: int, value: bytes) -> datetime:
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 
-def check_config(config: Config, *, connect: bool = False, now: datetime | None = None) -> tuple[list[ConfigError], list[str]]:
-    """Errors and warnings of all certificates of a config. `connect`: also ask the registries for theirs."""
+def check_config(
+    config: Config, *, connect: bool = False, daemon: bool = False, now: datetime | None = None
+) -> tuple[list[ConfigError], list[str]]:
+    """Errors and warnings of all certificates of a config.
+
+    `connect`: also ask the registries for theirs. `daemon`: the daemon runs on this machine, so its own certificate and the
+    directories it reads are here too.
+    """
     at = now or datetime.now(UTC)
-    errors: list[ConfigError] = []
+    errors: list[ConfigError] = list(_check_daemon(config, at)) if daemon else []
     warnings: list[str] = []
     for host, registry in config.registries.items():
         wrong = list(_check(host, registry, at))
@@ -85,27 +91,45 @@ def check_config(config: Config, *, connect: bool = False, now: datetime | None 
         if connect and not wrong and (registry.ca or registry.keypairs) and not registry.http:
             problem, fatal = _handshake(host, registry)
             if problem and fatal:
-                errors.append(ConfigError(problem, key=f'registry."{host}"'))
+                errors.append(ConfigError(problem, key=dotted(("registry", host))))
             elif problem:
                 warnings.append(problem)
     return errors, warnings
 
 
+def _check_daemon(config: Config, at: datetime) -> Iterator[ConfigError]:
+    tls = config.grpc.tls
+    if tls.ca:
+        yield from _check_file("ca of the daemon's clients", "grpc.tls.ca", tls.ca, at, "CA")
+    if tls.cert or tls.key:
+        yield from _check_pair("the daemon", "grpc.tls", KeyPair(cert=tls.cert, key=tls.key), at)
+    for index, path in enumerate(config.chantier.network.ca):
+        yield from _check_file("authority", f"chantier.network.ca[{index}]", path, at, "CA")
+    for host, registry in config.registries.items():
+        for index, path in enumerate(registry.tls_config_dir):
+            if not Path(path).is_dir():
+                key = dotted(("registry", host, "tlsconfigdir", index))
+                yield ConfigError(f'the tlsconfigdir of registry "{host}" is no directory: {path}', key=key)
+
+
 def _check(host: str, registry: RegistryConfig, at: datetime) -> Iterator[ConfigError]:
-    for path in registry.ca:
-        yield from _check_file(f'ca of registry "{host}"', f'registry."{host}".ca', path, at, "CA")
-    for pair in registry.keypairs:
-        key = f'registry."{host}".keypair'
-        wrong = list(_check_file(f'certificate of registry "{host}"', key, pair.cert, at, "cert"))
-        yield from wrong
-        secret = pair.key or pair.cert
-        try:
-            Path(secret).read_bytes()
-        except OSError as err:
-            yield ConfigError(_unreadable("key", secret, err), key=key)
-            continue
-        if not wrong and (problem := _mismatch(pair.cert, secret)):
-            yield ConfigError(f'registry "{host}": {problem}', key=key)
+    for index, path in enumerate(registry.ca):
+        yield from _check_file(f'ca of registry "{host}"', dotted(("registry", host, "ca", index)), path, at, "CA")
+    for index, pair in enumerate(registry.keypairs):
+        yield from _check_pair(f'registry "{host}"', dotted(("registry", host, "keypair", index)), pair, at)
+
+
+def _check_pair(whose: str, key: str, pair: KeyPair, at: datetime) -> Iterator[ConfigError]:
+    wrong = list(_check_file(f"certificate of {whose}", f"{key}.cert", pair.cert, at, "cert"))
+    yield from wrong
+    secret = pair.key or pair.cert
+    try:
+        Path(secret).read_bytes()
+    except OSError as err:
+        yield ConfigError(_unreadable("key", secret, err), key=f"{key}.key")
+        return
+    if not wrong and (problem := _mismatch(pair.cert, secret)):
+        yield ConfigError(f"{whose}: {problem}", key=f"{key}.key")
 
 
 def _check_file(what: str, key: str, path: str, at: datetime, kind: str) -> Iterator[ConfigError]:
@@ -173,13 +197,24 @@ def _handshake(host: str, registry: RegistryConfig) -> tuple[str, bool]:
     return "", False
 
 
-def raise_all(errors: Sequence[ConfigError], file: str) -> None:
+def place(errors: Sequence[ConfigError], text: str, file: str) -> list[ConfigError]:
+    """The same errors by line, with FILE:LINE before each. `text` is that of the file."""
+    placed = []
+    for err in errors:
+        line = line_of(err.key or "", text)
+        at = f"{file}:{line}" if line else file
+        placed.append(ConfigError(f"{at}: {err}", file=file, line=line or None, key=err.key, detail=err.detail, hint=err.hint))
+    return sorted(placed, key=lambda e: e.line or 0)
+
+
+def raise_all(errors: Sequence[ConfigError]) -> None:
     """One error that tells of all. Does nothing without any."""
     if not errors:
         return
     first = errors[0]
-    rest = "\n".join(f"{e.key}: {e}" for e in errors[1:])
-    raise ConfigError(f"{file}: {first}", file=file, key=first.key, detail=rest or None, hint=first.hint)
+    more = [first.detail] if first.detail else []
+    rest = "\n".join([*more, *(str(e) for e in errors[1:])])
+    raise ConfigError(str(first), file=first.file, line=first.line, key=first.key, detail=rest or None, hint=first.hint)
 
 
-__all__ = ["Validity", "check_config", "raise_all", "validities"]
+__all__ = ["Validity", "check_config", "place", "raise_all", "validities"]

@@ -18,7 +18,7 @@ from chantier.config import parse
 from chantier.errors import ConfigError, UsageError
 
 from . import gotoml
-from .certificate import check_config, raise_all
+from .certificate import check_config, place, raise_all
 from .container_spec import CONFIG_DIR
 from .store import CONFIG_NAME
 
@@ -38,7 +38,7 @@ def files_of(path: str | os.PathLike[str]) -> dict[str, bytes]:
     text = data.decode("utf-8", "surrogateescape")
     config = parse(text, str(path))  # every mistake has its line and hint
     errors, _ = check_config(config)
-    raise_all(errors, str(path))
+    raise_all(place(errors, text, str(path)))
     return collect(tomllib.loads(text))
 
 
