@@ -40,6 +40,16 @@ class Somebody:
     def python(self) -> str:
         return str(_shared().python_of_the_user()[0])
 
+    @property
+    def uid(self) -> int:
+        return int(_shared().make_user().pw_uid)
+
+    def run(self, argv: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+        """Any command of his, with variables on top of those that find the package."""
+        paths = _shared().python_of_the_user()[1]
+        done: subprocess.CompletedProcess[str] = _shared().as_user(argv, cwd=self.where, env={**paths, **env})
+        return done
+
     def __call__(
         self, *args: str, single: bool = False, program: tuple[str, ...] = ("-m", "chantier")
     ) -> subprocess.CompletedProcess[str]:

@@ -69,36 +69,39 @@ class Rootless(Driver):
         async with self._starting:
             if await self.status() == RUNNING:
                 return
-            notes = userns.plan_ids(userns.this_caller()).notes()
+            notes = await asyncio.to_thread(self._start)
             if notes:
                 with step(reporter, "[internal] an engine without root") as told:
-                    told.log("".join(f"{note}\n" for note in notes).encode(), 2)
-            await asyncio.to_thread(self._start)
+                    told.log(notes, 2)
             await self._wait()
 
-    def _start(self) -> None:
+    def _start(self) -> bytes:
+        """Start it. Returns what it says will not work, a line each."""
         self._place = tempfile.TemporaryDirectory(prefix="chantier-", dir=self.env.get("XDG_RUNTIME_DIR") or None)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         ends, self._life = os.pipe()
+        notes, say = os.pipe()
         try:
             listening.bind(self._address)
             listening.listen(128)
             more = ["--config", str(self.config)] if self.config is not None else []
             more += ["--root", self.root] if self.root else []
             argv = [sys.executable, "-m", "chantier.daemon.inner", str(listening.fileno()), str(ends), *more]
-            # Notes are told in the build's own progress.
             self._process = subprocess.Popen(
                 userns.command(argv),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=(listening.fileno(), ends),
+                pass_fds=(listening.fileno(), ends, say),
                 start_new_session=True,
-                env={**self.env, "CHANTIER_NOTES": "0"},
+                env={**self.env, "CHANTIER_NOTES": str(say)},
             )
         finally:
             listening.close()
             os.close(ends)
+            os.close(say)
+        with open(notes, "rb") as file:  # it closes its end once it is in the namespace, or dies
+            return file.read()
 
     async def _wait(self) -> None:
         from chantier.client.client import Client

@@ -112,13 +112,14 @@ def _ids(asked: _Asked) -> list[Finding]:
         count = sum(part.size for part in ranges)
         if count >= 65536:
             return [Finding(name="ids", state=OK, found=f"{count} user ids in this namespace")]
-        plan = userns.plan_ids(userns.outside_caller())
+        why, hint = userns.why_one_id()
         return [
             Finding(
                 name="ids",
                 state=WARNING,
-                found=f"{count} user id{'' if count == 1 else 's'}: files of other owners and USER are not possible",
-                fix=plan.hint or "give the user lines in /etc/subuid and /etc/subgid, and install the package uidmap",
+                found=f"{count} user id{'' if count == 1 else 's'}: files of other owners and USER are not possible"
+                + (f" ({why})" if why else ""),
+                fix=hint or "give the user lines in /etc/subuid and /etc/subgid, and install the package uidmap",
             )
         ]
     if os.geteuid() == 0:

@@ -3,15 +3,19 @@
 
 Run as a program, never imported by the engine. It has no threads, so it may fork, and unshare(2) is allowed.
 
-A child stays outside and writes the id maps: newuidmap and newgidmap are setuid programs of the parent namespace. Exit code
-125 and lines on standard error say that there is no namespace, and what to do. What will not work inside is said there first,
-unless CHANTIER_NOTES is 0.
+A child makes the user namespace, we write its id maps from outside (newuidmap and newgidmap are setuid programs of the parent
+namespace) and join it. If they cannot be written, nothing is lost: the child is let go, and a namespace of one id is made, which
+nobody has to allow. Exit code 125 and lines on standard error say that there is no namespace, and what to do. What will not work
+inside is said there first; CHANTIER_NOTES is a descriptor to say it on instead, or 0 for nowhere. CHANTIER_ONE_ID tells the
+command why it has one id only, and CHANTIER_ONE_ID_FIX what to do about it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 if __name__ == "__main__":  # alone it knows nothing of the package; its own directory is no place to import from
@@ -21,6 +25,7 @@ from chantier import kernel
 from chantier.kernel import userns
 
 _FAILED = 125
+_SETFCAP = "run as another user than root, or with --cap-add SETUID, SETGID and SETFCAP"
 # What the namespace is entered with: a mount of the caller's that goes away goes away inside too, never the other way.
 _SLAVE = kernel.MS_SLAVE | kernel.MS_REC
 
@@ -30,69 +35,97 @@ def main(argv: list[str]) -> NoReturn:
         fail("no command", "enter.py COMMAND ARG…")
     plan = userns.plan_ids(userns.this_caller())
     if plan.how != userns.ROOT:
-        if os.environ.get("CHANTIER_NOTES") != "0":
-            for note in plan.notes():
-                os.write(2, f"WARNING: {note}\n".encode())
-        enter(plan)
+        plan = enter(plan)
+    say(plan.notes())
+    os.environ.pop("CHANTIER_NOTES", None)
     os.environ.update(identity(plan))
+    if plan.how == userns.SINGLE:
+        os.environ.update(CHANTIER_ONE_ID=plan.why, CHANTIER_ONE_ID_FIX=plan.hint)
     try:
         os.execvp(argv[0], argv)
     except OSError as err:
         fail(f"cannot execute {argv[0]}: {err.strerror}", "")
 
 
-def enter(plan: userns.IdPlan) -> None:
-    """Make the namespaces, with the maps of the plan, and be root in them."""
-    uid = os.geteuid()
-    child, go, answer = -1, -1, -1
-    if plan.how in (userns.HELPERS, userns.DIRECT):
-        child, go, answer = start_mapper(plan)
-    try:
-        kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS)
-    except OSError as err:
-        why, hint = userns.why_no_namespace()
-        fail(f"cannot make a user namespace: {why or err.strerror}", hint)
-    if child >= 0:
-        os.write(go, b"!")
-        os.close(go)
-        said = b""
-        while piece := os.read(answer, 4096):
-            said += piece
-        os.close(answer)
-        os.waitpid(child, 0)
-        if said:
-            fail(said.decode(errors="replace"), "as root, check /etc/subuid and /etc/subgid; newuidmap must be setuid root")
-    else:
+def say(notes: Sequence[str]) -> None:
+    where = os.environ.get("CHANTIER_NOTES", "")
+    if not where:
+        os.write(2, "".join(f"WARNING: {note}\n" for note in notes).encode())
+    elif where != "0" and where.isdecimal():
+        os.write(int(where), "".join(f"{note}\n" for note in notes).encode())
+        os.close(int(where))
+
+
+def enter(plan: userns.IdPlan) -> userns.IdPlan:
+    """Make the namespaces, with the maps of the plan, and be root in them. Returns the plan that could be carried out."""
+    uid, gid = os.geteuid(), os.getegid()
+    if plan.how != userns.SINGLE:
+        why, hint = join_mapped(plan)
+        if why:
+            plan = userns.one_id(uid, gid, why, hint)
+    if plan.how == userns.SINGLE:
+        try:
+            kernel.unshare(kernel.CLONE_NEWUSER)
+        except OSError as err:
+            no_namespace(err)
         write_single(plan)
     if uid != 0:
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     try:
+        kernel.unshare(kernel.CLONE_NEWNS)
+    except OSError as err:
+        no_namespace(err)
+    try:
         kernel.mount("none", "/", None, _SLAVE)
     except OSError as err:
         fail(f"cannot make mounts of our own: {err.strerror}", "an AppArmor or SELinux profile may forbid mount(2)")
+    return plan
 
 
-def start_mapper(plan: userns.IdPlan) -> tuple[int, int, int]:
-    """A child outside that writes the maps when told: its pid, where to tell it, and where it says what went wrong."""
-    parent = os.getpid()
-    told, go = os.pipe()
-    answer, say = os.pipe()
+def join_mapped(plan: userns.IdPlan) -> tuple[str, str]:
+    """Be in a new user namespace with the maps of the plan. Returns why it cannot have them, and what to do; we are outside then."""
+    answer, say_made = os.pipe()
+    let_go, hold = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(go)
-        os.close(answer)
-        if os.read(told, 1):
-            said = write_maps(plan, parent)
-            os.write(say, said.encode())
+        os.close(hold)
+        try:
+            kernel.unshare(kernel.CLONE_NEWUSER)
+        except OSError as err:
+            os.write(say_made, b"%d" % (err.errno or errno.EPERM))
+        else:
+            os.write(say_made, b"0")
+            os.read(let_go, 1)
         os._exit(0)
-    os.close(told)
-    os.close(say)
-    return child, go, answer
+    os.close(say_made)
+    os.close(let_go)
+    try:
+        made = int(os.read(answer, 16) or b"%d" % errno.EPERM)
+        if made:
+            no_namespace(OSError(made, os.strerror(made)))
+        refused = write_maps(plan, child)
+        if not refused[0]:
+            fd = os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            kernel.setns(fd, kernel.CLONE_NEWUSER)
+            os.close(fd)
+            return "", ""
+    except OSError as err:
+        return f"a namespace with the id maps cannot be joined: {err.strerror}", ""
+    finally:
+        os.close(hold)
+        os.close(answer)
+        os.waitpid(child, 0)
+    return refused
 
 
-def write_maps(plan: userns.IdPlan, pid: int) -> str:
-    """In the child. Returns what went wrong."""
+def no_namespace(err: OSError) -> NoReturn:
+    why, hint = userns.why_no_namespace()
+    fail(f"cannot make a user namespace: {why or err.strerror}", hint)
+
+
+def write_maps(plan: userns.IdPlan, pid: int) -> tuple[str, str]:
+    """Write the maps of a namespace from outside. Returns what went wrong and what to do, or "" twice."""
     for name, ranges in (("uid", plan.uids), ("gid", plan.gids)):
         words = [str(number) for part in ranges for number in (part.inside, part.outside, part.size)]
         if plan.how == userns.DIRECT:
@@ -101,23 +134,32 @@ def write_maps(plan: userns.IdPlan, pid: int) -> str:
                 with open(f"/proc/{pid}/{name}_map", "w", encoding="ascii") as file:
                     file.write(lines + "\n")
             except OSError as err:
-                return f"cannot write the {name} map: {err.strerror}"
+                return f"the {name} map of a namespace cannot be written: {err.strerror}", _SETFCAP
             continue
-        read, write = os.pipe()
-        helper = os.fork()
-        if helper == 0:
-            os.dup2(write, 2)
-            try:
-                os.execvp(f"new{name}map", [f"new{name}map", str(pid), *words])
-            except OSError as err:
-                os.write(2, (err.strerror or "").encode())
-            os._exit(127)
-        os.close(write)
-        said = os.read(read, 4096).decode(errors="replace").strip()
-        os.close(read)
-        if os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]) != 0:
-            return f"new{name}map failed: {said}"
-    return ""
+        code, said = run_helper(f"new{name}map", [str(pid), *words])
+        if code:
+            return f"new{name}map refused: {said or f'exit code {code}'}", userns.why_refused(f"new{name}map", said)
+    return "", ""
+
+
+def run_helper(program: str, args: list[str]) -> tuple[int, str]:
+    """Its exit code, and what it says on standard error."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(write, 2)
+        try:
+            os.execvp(program, [program, *args])
+        except OSError as err:
+            os.write(2, (err.strerror or "").encode())
+        os._exit(127)
+    os.close(write)
+    said = b""
+    while piece := os.read(read, 4096):
+        said += piece
+    os.close(read)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code, " ".join(said.decode(errors="replace").split())
 
 
 def write_single(plan: userns.IdPlan) -> None:
@@ -131,6 +173,9 @@ def write_single(plan: userns.IdPlan) -> None:
             with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
                 file.write(text)
         except OSError as err:
+            if plan.uids[0].outside == 0 and err.errno == errno.EPERM:
+                # Since Linux 5.12 the parent's root can be mapped only by who could also give files its capabilities.
+                fail("root without CAP_SETFCAP cannot be mapped into a user namespace", _SETFCAP)
             why, hint = userns.why_no_namespace()
             fail(f"cannot write /proc/self/{name}: {why or err.strerror}", hint)
 

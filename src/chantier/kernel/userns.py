@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -90,11 +91,8 @@ class IdPlan:
                 if self.how == ROOT or self.count >= _WANTED
                 else (f"only {self.count} user ids: images with higher ones fail",)
             )
-        return (
-            f"one user id only: {self.why}",
-            _LOST,
-            f"to get all of them: {self.hint}",
-        )
+        more = (f"to get all of them: {self.hint}",) if self.hint else ()
+        return (f"one user id only: {self.why}", _LOST, *more)
 
 
 def plan_ids(who: Caller) -> IdPlan:
@@ -104,16 +102,49 @@ def plan_ids(who: Caller) -> IdPlan:
     if who.uid == 0 and who.capabilities & _CAP_SETUID and who.capabilities & _CAP_SETGID:
         # Root of a container: all it has, under the same numbers. Maps are written from outside, by a child.
         return IdPlan(how=DIRECT, uids=_same(who.outer_uids), gids=_same(who.outer_gids))
-    single = IdPlan(
-        how=SINGLE,
-        uids=(IdRange(inside=0, outside=who.uid, size=1),),
-        gids=(IdRange(inside=0, outside=who.gid, size=1),),
-    )
     why, hint = _obstacle(who)
     if why:
-        return IdPlan(how=SINGLE, uids=single.uids, gids=single.gids, why=why, hint=hint)
+        return one_id(who.uid, who.gid, why, hint)
     uids, gids = sub_ranges(who.subuid, who.uid, who.name), sub_ranges(who.subgid, who.uid, who.name)
     return IdPlan(how=HELPERS, uids=_stacked(who.uid, uids), gids=_stacked(who.gid, gids))
+
+
+def one_id(uid: int, gid: int, why: str, hint: str) -> IdPlan:
+    """What is always left: we are root inside, and nobody else is there."""
+    uids, gids = (IdRange(inside=0, outside=uid, size=1),), (IdRange(inside=0, outside=gid, size=1),)
+    return IdPlan(how=SINGLE, uids=uids, gids=gids, why=why, hint=hint)
+
+
+def why_refused(program: str, said: str) -> str:
+    """What to do about a newuidmap or newgidmap that is there and refuses (newuidmap(1), shadow's libmisc/idmapping.c)."""
+    if _ids_outside_ours():
+        return "this container has fewer ids than /etc/subuid and /etc/subgid give: make their ranges lie within its own"
+    path = shutil.which(program) or program
+    if not _is_privileged(path):
+        return f"as root: chmod u+s {path} (or setcap cap_setuid+ep, cap_setgid+ep for newgidmap)"
+    if "not allowed" in said or "entry" in said:
+        return "as root, check /etc/subuid and /etc/subgid: ranges for this user that no other namespace is denied"
+    return "a container without CAP_SETUID and CAP_SETGID cannot: give it both, or allow setuid programs"
+
+
+def _ids_outside_ours() -> bool:
+    """Whether subordinate ids of this user are not in the user namespace that we are in ourselves."""
+    who = this_caller()
+    for text, outer in ((who.subuid, who.outer_uids), (who.subgid, who.outer_gids)):
+        for first, count in sub_ranges(text, who.uid, who.name):
+            if not any(part.inside <= first and first + count <= part.inside + part.size for part in outer):
+                return True
+    return False
+
+
+def _is_privileged(path: str) -> bool:
+    try:
+        if os.stat(path).st_mode & stat.S_ISUID:
+            return True
+        os.getxattr(path, "security.capability")
+    except OSError:  # neither
+        return False
+    return True
 
 
 def _obstacle(who: Caller) -> tuple[str, str]:
@@ -171,6 +202,14 @@ def this_caller(env: Mapping[str, str] = os.environ) -> Caller:
         outer_uids=parse_id_map(_text("/proc/self/uid_map")),
         outer_gids=parse_id_map(_text("/proc/self/gid_map")),
     )
+
+
+def why_one_id(env: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """Why this process is in a namespace of one id, and what to do: what `enter.py` has met, or what can be told from inside."""
+    if env.get("CHANTIER_ONE_ID"):
+        return env["CHANTIER_ONE_ID"], env.get("CHANTIER_ONE_ID_FIX", "")
+    plan = plan_ids(outside_caller())
+    return plan.why, plan.hint
 
 
 def outside_caller() -> Caller:
