@@ -152,7 +152,7 @@ def build(
     `context` is a directory, a git URL or an http(s) URL. `on_event` is called with each `progress.Event` (Vertex, Status,
     Log, Warning), from whichever thread it arises in; it must not block. `on_error` is called when a step has failed, before
     the build ends, with a `driver.shell.FailedStep`: `run(args)` runs a process in the state the step left, `shell()` opens a
-    shell in it on this terminal. A coroutine function is given the engine's own FailedBuild instead.
+    shell in it on this terminal. A coroutine function is given a `client.failed.Failed` instead.
 
     Options, all keywords:
         dockerfile          path of the Dockerfile (default: in the context), or `dockerfile_text`, its text

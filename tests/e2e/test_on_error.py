@@ -9,6 +9,7 @@ import re
 import select
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import chantier
 from chantier.errors import SolveError, StepError
 
 from ..conftest import Command
+from ..daemon.conftest import _starter, _stop_all
 
 pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.registry, pytest.mark.slow]
 
@@ -29,16 +31,28 @@ RUN echo kept > left && exit 7
 """
 
 
-def build(command: Command, text: str, on_error: Any, **options: Any) -> SolveError:
-    context = command.root.parent / "context"
+@pytest.fixture(params=["embedded", "daemon"])
+def door(request: pytest.FixtureRequest, tmp_path: Path, chantier: Command) -> Iterator[dict[str, Any]]:
+    """Where the build runs, as the library's options: in this process, or in a chantierd."""
+    if request.param == "embedded":
+        yield {"root": chantier.root, "config": chantier.config}
+        return
+    start, started = _starter(tmp_path, request.getfixturevalue("registry"))
+    try:
+        yield {"builder": start().address}
+    finally:
+        _stop_all(started)
+
+
+def build(door: dict[str, Any], context: Path, text: str, on_error: Any, **options: Any) -> SolveError:
     context.mkdir(exist_ok=True)
     (context / "given").write_text("from the context")
     with pytest.raises(SolveError) as caught:
-        chantier.build(context, dockerfile_text=text, root=command.root, config=command.config, on_error=on_error, **options)
+        chantier.build(context, dockerfile_text=text, on_error=on_error, **door, **options)
     return caught.value
 
 
-def test_the_state_of_a_failed_step(chantier: Command) -> None:
+def test_the_state_of_a_failed_step(door: dict[str, Any], tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
 
     def look(failed: Any) -> None:
@@ -48,7 +62,7 @@ def test_the_state_of_a_failed_step(chantier: Command) -> None:
         seen["again"] = failed.run(["sh", "-c", "echo more >> left; cat left"])
         seen["fresh"] = failed.run(["cat", "left"])
 
-    err = build(chantier, FAILING, look)
+    err = build(door, tmp_path / "context", FAILING, look)
     assert isinstance(err.__cause__, StepError)
     assert err.__cause__.exit_status == 7
     assert seen["argv"] == ("/bin/sh", "-c", "echo kept > left && exit 7")
@@ -58,7 +72,7 @@ def test_the_state_of_a_failed_step(chantier: Command) -> None:
     assert seen["fresh"].out == b"kept\n"  # what was written in a look is thrown away
 
 
-def test_mounts_of_a_failed_step(chantier: Command) -> None:
+def test_mounts_of_a_failed_step(door: dict[str, Any], tmp_path: Path) -> None:
     text = """FROM alpine
 RUN --mount=type=bind,target=/ctx,rw --mount=type=cache,target=/c --mount=type=secret,id=s --mount=type=tmpfs,target=/t \\
     echo dropped > /ctx/new && echo cached > /c/f && echo gone > /t/f && false
@@ -68,26 +82,26 @@ RUN --mount=type=bind,target=/ctx,rw --mount=type=cache,target=/c --mount=type=s
     def look(failed: Any) -> None:
         seen.append(failed.run(["sh", "-c", "cat /ctx/given /ctx/new /c/f /run/secrets/s; ls /t"]))
 
-    build(chantier, text, look, secrets={"s": "hidden"})
+    build(door, tmp_path / "context", text, look, secrets={"s": "hidden"})
     assert seen[0].out.decode() == "from the contextdropped\ncached\nhidden"
 
 
-def test_nothing_is_kept_afterwards(chantier: Command) -> None:
-    held = []
-    build(chantier, FAILING, held.append)
+def test_nothing_is_kept_afterwards(chantier: Command, tmp_path: Path) -> None:
+    held: list[Any] = []
+    build({"root": chantier.root, "config": chantier.config}, tmp_path / "context", FAILING, held.append)
     done = chantier("du")
     if done.code == 0:  # where the command lists what is kept
         assert "mount / from exec" not in done.out
     assert subprocess.run(["findmnt", "-n", "-o", "TARGET", "--submounts", str(chantier.root)], capture_output=True).stdout == b""
 
 
-def test_no_call_for_errors_that_are_no_step(chantier: Command) -> None:
+def test_no_call_for_errors_that_are_no_step(door: dict[str, Any], tmp_path: Path) -> None:
     called: list[Any] = []
-    build(chantier, "FROM alpine\nCOPY missing /\n", called.append)
+    build(door, tmp_path / "context", "FROM alpine\nCOPY missing /\n", called.append)
     assert called == []
 
 
-def test_a_coroutine_is_given_the_engines_own(chantier: Command) -> None:
+def test_a_coroutine_is_given_a_container(door: dict[str, Any], tmp_path: Path) -> None:
     seen = []
 
     async def look(failed: Any) -> None:
@@ -99,7 +113,7 @@ def test_a_coroutine_is_given_the_engines_own(chantier: Command) -> None:
         finally:
             await container.close()
 
-    build(chantier, FAILING, look)
+    build(door, tmp_path / "context", FAILING, look)
     assert seen == [(0, b"kept\n", ("/bin/sh",))]
 
 
@@ -140,10 +154,19 @@ class Screen:
         os.write(self.master, text.encode())
 
 
-def test_a_shell_on_a_terminal(chantier: Command, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_an_error_of_the_look_is_raised(door: dict[str, Any], tmp_path: Path) -> None:
+    def look(failed: Any) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        build(door, tmp_path / "context", FAILING, look)
+
+
+def test_a_shell_on_a_terminal(door: dict[str, Any], chantier: Command, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     (tmp_path / "ctx").mkdir()
     (tmp_path / "ctx/Dockerfile").write_text(FAILING)
-    screen = Screen(chantier, "build", "--on-error=shell", str(tmp_path / "ctx"))
+    where = ["--builder", door["builder"]] if "builder" in door else []
+    screen = Screen(chantier, "build", "--on-error=shell", *where, str(tmp_path / "ctx"))
     request.addfinalizer(screen.close)
     shown = screen.until(r"(?s)Opening a shell.*\$ ")
     assert "exit code: 7" in shown
@@ -162,7 +185,7 @@ def test_a_shell_needs_a_terminal(chantier: Command) -> None:
     assert "invalid value 'stop'" in chantier.build("FROM alpine\n", "--on-error=stop").err
 
 
-def test_an_image_without_a_shell(chantier: Command) -> None:
+def test_an_image_without_a_shell(door: dict[str, Any], tmp_path: Path) -> None:
     seen: list[str] = []
 
     async def look(failed: Any) -> None:
@@ -174,5 +197,10 @@ def test_an_image_without_a_shell(chantier: Command) -> None:
         finally:
             await container.close()
 
-    build(chantier, 'FROM scratch\nCOPY --from=alpine /bin/busybox /bin/busybox\nRUN ["/bin/busybox", "false"]\n', look)
+    build(
+        door,
+        tmp_path / "context",
+        'FROM scratch\nCOPY --from=alpine /bin/busybox /bin/busybox\nRUN ["/bin/busybox", "false"]\n',
+        look,
+    )
     assert seen == ["the failed step's image has no shell"]

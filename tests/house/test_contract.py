@@ -57,7 +57,6 @@ ALLOWED: dict[str, set[str]] = {
 }  # fmt: skip
 EXCEPTIONS = {
     ("driver/doctor.py", "engine"),  # the machine is examined by who will build on it
-    ("driver/shell.py", "engine"),  # a shell in a failed step is opened by the engine that holds it
     ("driver/embedded.py", "engine"),  # the embedded driver holds an Engine instead of a connection
     ("driver/embedded.py", "op"),
     ("driver/embedded.py", "store"),  # what is stored, and what may go, as the engine's cache says it

@@ -38,7 +38,7 @@ def run(args: Sequence[str], debug: bool) -> int:
     if given.on_error:
         from .on_error import on_failure
 
-        prepared = replace(prepared, on_failure=on_failure(given.on_error, driver, lambda: display, debug=debug))
+        prepared = replace(prepared, on_failure=on_failure(given.on_error, lambda: display, debug=debug))
     if given.iidfile and os.path.exists(given.iidfile):
         os.unlink(given.iidfile)
     show_progress = "quiet" if quiet else given.progress
@@ -125,7 +125,7 @@ def _parser() -> Parser:
     add("--network", default="default", metavar="MODE", help="network of the steps: default, host or none")
     add("--no-cache", action="store_true", help="run every step again")
     add("--no-cache-filter", action="append", default=[], metavar="STAGE", help="run the steps of these stages again")
-    add("--on-error", default="", metavar="shell", help="open a shell in a step that failed (embedded engine, on a terminal)")
+    add("--on-error", default="", metavar="shell", help="open a shell in a step that failed (on a terminal)")
     add(
         "-o",
         "--output",

@@ -11,16 +11,12 @@ from chantier.display import Display, print_error
 from chantier.errors import ChantierError, UsageError
 
 
-def on_failure(mode: str, driver: Any, display: Callable[[], Display], *, debug: bool) -> Callable[[Any], Awaitable[None]] | None:
+def on_failure(mode: str, display: Callable[[], Display], *, debug: bool) -> Callable[[Any], Awaitable[None]] | None:
     """What a build is to do when a step failed. Raises UsageError for what cannot be done here."""
     if not mode:
         return None
     if mode != "shell":
         raise UsageError(f"invalid value {mode!r} for --on-error", hint="the one thing to do is shell")
-    from chantier.driver.embedded import Embedded
-
-    if not isinstance(driver, Embedded):
-        raise UsageError("--on-error=shell works with the embedded engine only", hint="build with --builder embedded")
     if not sys.stdin.isatty() or not sys.stdout.isatty():
         raise UsageError("--on-error=shell needs a terminal on standard input and output")
 

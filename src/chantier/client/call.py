@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from chantier.errors import UsageError
 from chantier.session.types import Credentials
@@ -46,6 +46,7 @@ _ENTITLEMENTS = ("network.host", "security.insecure", "device")
 
 if TYPE_CHECKING:
     from .archives import Save
+    from .failed import Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,7 @@ class Offer:
 class Prepared:
     call: SolveCall
     offer: Offer
-    on_failure: Callable[[Any], Awaitable[None]] | None = None  # for engines in this process: see `engine.FailedBuild`
+    on_failure: Callable[[Failed], Awaitable[None]] | None = None  # called when a step has failed, before the build ends
 
 
 def prepare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from chantier.session.serve import Attached, Offered, attach
 from chantier.wire import Channel, GrpcError, Stub, error_of
 
 from .call import SolveCall
+from .failed import Failed
 from .solve import CONTROL, Answer, Attach, Solving
 from .worker import Usage, Version, Worker, usage_of, version_of, worker_of
 
@@ -113,11 +114,18 @@ class Client:
 
     # -- builds
 
-    async def solve(self, call: SolveCall, offered: Offered, reporter: Reporter) -> Answer:
+    async def solve(
+        self,
+        call: SolveCall,
+        offered: Offered,
+        reporter: Reporter,
+        *,
+        on_failure: Callable[[Failed], Awaitable[None]] | None = None,
+    ) -> Answer:
         """Run one build to its end. Cancelling it cancels the build. Raises ChantierError with places in sources."""
         try:
             async with self._attach(offered) as attached:
-                solving = Solving(self.channel, call, offered.session.id, reporter)
+                solving = Solving(self.channel, call, offered.session.id, reporter, on_failure=on_failure)
                 work = asyncio.create_task(solving.run())
                 try:
                     answer: Answer = await attached.watch(work)

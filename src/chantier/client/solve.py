@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -28,10 +28,12 @@ from chantier.wire import Channel, GrpcError, Stub
 
 from .call import SolveCall
 from .events import events_of
+from .failed import Failed, failed_step
 
 _log = logging.getLogger(__name__)
 _PING_S = 15.0
 _QUIET_S = 5.0  # stock clients wait that long for more events once Solve is over
+_SETTLED_S, _SETTLED_MOST_S = 0.2, 2.0
 _BUILD_ID = "buildkit-controlapi-buildid"
 _UNKNOWN = 2
 CONTROL = "moby.buildkit.v1.Control"
@@ -55,8 +57,19 @@ class Answer:
 class Solving:
     """A build while it runs. Used once, by `Client.solve`."""
 
-    def __init__(self, channel: Channel, call: SolveCall, session_id: str, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        call: SolveCall,
+        session_id: str,
+        reporter: Reporter,
+        *,
+        on_failure: Callable[[Failed], Awaitable[None]] | None = None,
+    ) -> None:
+        """`on_failure` is called with a step that failed, while the daemon still keeps its state."""
         self._call = call
+        self._on_failure = on_failure
+        self._raised: BaseException | None = None  # by on_failure
         self._session_id = session_id
         self._reporter = reporter
         self._control = Stub(channel, CONTROL)
@@ -73,7 +86,9 @@ class Solving:
             await asyncio.wait((solve, drive), return_when=asyncio.FIRST_COMPLETED)
             if not solve.done():
                 # The bridge is done, well or badly: it was returned, and Solve ends with it.
-                await solve
+                await asyncio.wait((solve,))
+            if self._raised is not None:
+                raise self._raised
             response = solve.result()
             await drive
         except BaseException:
@@ -145,6 +160,7 @@ class Solving:
             self._check(pong)
             answer = await self._bridge.unary("Solve", self._frontend_request())
         except GrpcError as err:
+            await self._look(err)
             await self._return_error(err)
             return
         except UnsupportedError as err:
@@ -159,6 +175,24 @@ class Solving:
         with suppress(GrpcError):  # Solve says why
             await self._bridge.unary("Return", pb.ReturnRequest(result=result))
 
+    async def _look(self, err: GrpcError) -> None:
+        """Let whoever asked look into the step, if a step it was that failed."""
+        failed = failed_step(err, self._bridge) if self._on_failure is not None else None
+        if failed is None or self._on_failure is None:
+            return
+        await self._quiet()
+        try:
+            await self._on_failure(failed)
+        except Exception as problem:  # the build ends first, then it is raised
+            self._raised = problem
+
+    async def _quiet(self) -> None:
+        """Until the events of what just failed are here: they come on a stream of their own."""
+        loop = asyncio.get_running_loop()
+        start = self._heard_at = loop.time()
+        while loop.time() - start < _SETTLED_MOST_S and loop.time() - self._heard_at < _SETTLED_S:
+            await asyncio.sleep(_SETTLED_S / 4)
+
     def _check(self, pong: Any) -> None:
         caps = {cap.ID for cap in pong.LLBCaps if cap.Enabled}
         if len(self._call.exporters) > 1 and "exporter.multiple" not in caps:
@@ -169,10 +203,14 @@ class Solving:
 
     def _frontend_request(self) -> pb.SolveRequest:
         call = self._call
+        request = pb.SolveRequest(allowResultReturn=True, allowResultArrayRef=True)
+        # Run here, not when the result is exported: only an error of the gateway says where the state of the step is.
+        request.Evaluate = self._on_failure is not None
         if call.definition is not None:
-            return pb.SolveRequest(Definition=call.definition, allowResultReturn=True, allowResultArrayRef=True)
+            request.Definition.CopyFrom(call.definition)
+            return request
         options = dict(call.attrs)
-        request = pb.SolveRequest(Frontend=call.frontend, allowResultReturn=True, allowResultArrayRef=True)
+        request.Frontend = call.frontend
         if call.cache_imports:
             # The frontend passes them on with each of its own solves.
             entries = [{"Type": c.type, "Attrs": dict(c.attrs)} for c in call.cache_imports]

@@ -232,7 +232,7 @@ async def _with_gateway(driver: Driver, prepared: Prepared) -> Prepared:
         )
     pairs = [f"{name}={address if ip == 'host-gateway' else ip}" for name, _, ip in (h.partition("=") for h in hosts.split(","))]
     call = replace(prepared.call, attrs={**prepared.call.attrs, "add-hosts": ",".join(pairs)})
-    return Prepared(call=call, offer=prepared.offer)
+    return replace(prepared, call=call)
 
 
 def _pick(platform: str, nodes: Sequence[Sequence[Platform]], *, loose: bool = False) -> int | None:
@@ -253,7 +253,8 @@ async def build_on(client: Client, prepared: Prepared, reporter: Reporter, env: 
     with ExitStack() as stack:
         session = await asyncio.to_thread(open_session, prepared.offer, env, stack)
         try:
-            answer = await client.solve(prepared.call, offered(prepared.offer, session), reporter)
+            offer = offered(prepared.offer, session)
+            answer = await client.solve(prepared.call, offer, reporter, on_failure=prepared.on_failure)
         except CancelledError_:
             raise
         except ChantierError as err:

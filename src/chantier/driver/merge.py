@@ -37,7 +37,7 @@ def _share(prepared: Prepared, driver: Driver, platforms: Sequence[str]) -> Prep
     attrs = {**prepared.call.attrs, "platform": ",".join(platforms), "multi-platform": "true"}
     outputs = tuple(_output(o, driver) for o in prepared.offer.outputs)
     call = replace(prepared.call, ref=new_id(), attrs=attrs, exporters=tuple((o.type, o.attrs) for o in outputs))
-    return Prepared(call=call, offer=replace(prepared.offer, outputs=outputs))
+    return replace(prepared, call=call, offer=replace(prepared.offer, outputs=outputs))
 
 
 def _output(output: Output, driver: Driver) -> Output:

@@ -53,7 +53,8 @@ async def plan(driver: Driver, prepared: Prepared, *, engine_takes_oci: bool = F
             push += names
         outputs.append(one)
     return Plan(
-        prepared=Prepared(
+        prepared=replace(
+            prepared,
             call=replace(call, exporters=tuple((o.type, o.attrs) for o in outputs)),
             offer=replace(prepared.offer, outputs=tuple(outputs)),
         ),

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from chantier.errors import ChantierError, UsageError
 
 if TYPE_CHECKING:
-    from chantier.engine.failed import FailedBuild
+    from chantier.client.failed import Failed
 
 T = TypeVar("T")
 
 
-async def interact(failed: FailedBuild, args: Sequence[str] = (), *, stdin: int = 0, stdout: int = 1) -> int:
+async def interact(failed: Failed, args: Sequence[str] = (), *, stdin: int = 0, stdout: int = 1) -> int:
     """Run `args`, or the image's shell, in the failed step, joined to a terminal. Returns its exit code.
 
     Raises UsageError where `stdin` is no terminal, NotFoundError for an image without a shell.
@@ -100,7 +100,7 @@ class FailedStep:
     Usable until that call returns. What is written in the step's state is thrown away.
     """
 
-    def __init__(self, failed: FailedBuild, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, failed: Failed, loop: asyncio.AbstractEventLoop) -> None:
         self._failed = failed
         self._loop = loop
 
@@ -139,10 +139,10 @@ class FailedStep:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-def calling(on_error: Callable[[Any], Any]) -> Callable[[FailedBuild], Coroutine[Any, Any, None]]:
-    """`on_error` as the engine calls it: a coroutine function with the FailedBuild, any other in a thread with a FailedStep."""
+def calling(on_error: Callable[[Any], Any]) -> Callable[[Failed], Coroutine[Any, Any, None]]:
+    """`on_error` as the engine calls it: a coroutine function with the Failed, any other in a thread with a FailedStep."""
 
-    async def call(failed: FailedBuild) -> None:
+    async def call(failed: Failed) -> None:
         if asyncio.iscoroutinefunction(on_error):
             await on_error(failed)
         else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from chantier.errors import NotFoundError
 from chantier.kernel import open_in_root
+from chantier.llb.shells import NO_SHELL, NO_SHELL_HINT, shells_of
 from chantier.pb import ops_pb2 as pb
 
 from .container import ContainerSpec, HeldContainer
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
     from chantier.cache import Ref
     from chantier.runtime import Exit
-
-SHELLS = ("bash", "sh", "ash", "dash", "zsh")
-_PLACES = ("/bin/bash", "/usr/bin/bash", "/bin/sh", "/usr/bin/sh", "/busybox/sh")
 
 
 class FailedStep:
@@ -106,11 +104,8 @@ class FailedContainer:
 
     async def shell(self) -> tuple[str, ...]:
         """The shell of the step itself, or one that the image has. Raises NotFoundError where there is none."""
-        first = str(self._exec.meta.args[0]) if self._exec.meta.args else ""
-        own = (first,) if os.path.basename(first) in SHELLS and first.startswith("/") else ()
         root = self._container.path_of(self._root)
-
-        places: tuple[str, ...] = (*own, *_PLACES)
+        places = shells_of(self._exec.meta.args)
 
         def find(_cancelled: Callable[[], bool]) -> str | None:
             for place in places:
@@ -123,9 +118,7 @@ class FailedContainer:
 
         found = await threaded(find)
         if found is None:
-            raise NotFoundError(
-                "the failed step's image has no shell", hint="build up to the step with --target, from an image with one"
-            )
+            raise NotFoundError(NO_SHELL, hint=NO_SHELL_HINT)
         return (found,)
 
     async def run(
@@ -157,4 +150,4 @@ class FailedContainer:
         await self._container.close()
 
 
-__all__ = ["SHELLS", "FailedContainer", "FailedStep"]
+__all__ = ["FailedContainer", "FailedStep"]
