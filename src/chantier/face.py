@@ -8,16 +8,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from .client import BuildRequest, BuildResult, Output, Prepared, Secret, parse_output, prepare
 from .config import Config
-from .errors import ChantierError, SolveError, UsageError
+from .errors import ChantierError, SolveError
 from .progress import Event, LastLines, Reporter, Silent
 from .session.types import Credentials
 
 if TYPE_CHECKING:
-    from .driver.embedded import Embedded
     from .driver.graph import Graph
     from .driver.running import Running
     from .llb import State
@@ -78,9 +77,7 @@ class Builder:
         """What a Dockerfile means, as a graph to look at, change and `solve`. Options are those of `build`; nothing is run."""
         from .driver.graph import convert
 
-        if not hasattr(self._driver, "aconvert"):
-            raise UsageError("a Dockerfile is turned into a graph by the embedded engine", hint="leave `builder` out")
-        return convert(cast("Embedded", self._driver), _prepared(context, options), _reporter(on_event))
+        return convert(self._driver, _prepared(context, options), _reporter(on_event))
 
     def solve(
         self,
@@ -213,12 +210,16 @@ def convert(
     *,
     root: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | Config | None = None,
+    builder: str | None = None,
     on_event: OnEvent | None = None,
     **options: Any,
 ) -> Graph:
-    """The graph of a Dockerfile, with the image config and the directories that it needs to be solved."""
-    with Builder(root=root, config=config) as builder:
-        return builder.convert(context, on_event=on_event, **options)
+    """The graph of a Dockerfile, with the image config and the directories that it needs to be solved.
+
+    The frontend of any `builder` can be asked, a stock one too; the graph can be solved on any other.
+    """
+    with Builder(root=root, config=config, builder=builder) as opened:
+        return opened.convert(context, on_event=on_event, **options)
 
 
 class _Calling:

@@ -7,16 +7,20 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chantier.client import BuildRequest, Output, prepare
+from chantier.client.graph import prepare_graph
 from chantier.driver.embedded import Embedded
+from chantier.driver.graph import convert
 from chantier.driver.running import Running
 from chantier.driver.select import open_builder
+from chantier.driver.shell import calling
+from chantier.errors import SolveError
 from chantier.progress import Silent
 
 from ..conftest import RealRegistry, tree_of, write_config
@@ -145,3 +149,52 @@ def _config(archive: Path) -> Any:
 def _comparable(tree: Path) -> dict[str, object]:
     """Without times: steps that make files ran at different ones."""
     return {path: (*facts[:3], *facts[4:]) for path, facts in tree_of(tree).items()}
+
+
+GRAPH = """FROM alpine AS a
+RUN echo one > /one && ln /one /hard
+FROM alpine
+ENV X=y
+COPY --from=a /one /hard /
+COPY dir /dir/
+RUN cat /one /dir/one > /both
+"""
+
+
+def test_graphs_cross_over(three: Three, context: Path, tmp_path: Path) -> None:
+    """Each engine tells the graph of a Dockerfile, and each solves what the others told."""
+    request = BuildRequest(context=str(context), dockerfile_text=GRAPH.encode(), network="none")
+    trees = {}
+    for asked in ("embedded", "daemon", "docker"):
+        graph = convert(getattr(three, asked), prepare(request), Silent())
+        assert graph.locals == {"context": context}
+        assert json.loads(graph.image_config)["config"]["Env"][-1] == "X=y"
+        for solving in ("embedded", "daemon", "docker"):
+            tree = tmp_path / f"{asked}-{solving}"
+            output = Output(type="local", dest=str(tree))
+            prepared = prepare_graph(graph.state, locals=graph.locals, image_config=graph.image_config, outputs=[output])
+            getattr(three, solving).build(prepared, Silent())
+            trees[asked, solving] = _comparable(tree)
+            shutil.rmtree(tree)
+    first = trees["docker", "docker"]
+    assert {"one", "hard", "both", "dir/sub/two"} <= {path.lstrip("./") for path in first}
+    assert all(tree == first for tree in trees.values())
+
+
+def test_a_failed_step_is_looked_into(three: Three, context: Path) -> None:
+    text = "FROM alpine\nENV WHO=me\nWORKDIR /w\nRUN --mount=type=bind,target=/src cp /src/a.txt . && exit 3\n"
+    request = BuildRequest(context=str(context), dockerfile_text=text.encode(), network="none")
+    seen: dict[str, Any] = {}
+
+    for kind in ("embedded", "daemon", "docker"):
+
+        def look(failed: Any, kind: str = kind) -> None:
+            done = failed.run(["sh", "-c", "cat a.txt /src/b.sh; pwd; echo $WHO; cat; exit 9"], input=b"typed")
+            seen[kind] = (failed.argv, done.code, done.out)
+
+        with pytest.raises(SolveError, match="exit code: 3"):
+            getattr(three, kind).build(replace(prepare(request), on_failure=calling(look)), Silent())
+    assert seen["docker"] == (
+        ("/bin/sh", "-c", "cp /src/a.txt . && exit 3"), 9, b"a\n#!/bin/sh\necho b\n/w\nme\ntyped",
+    )  # fmt: skip
+    assert seen["embedded"] == seen["daemon"] == seen["docker"]

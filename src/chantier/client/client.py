@@ -120,12 +120,16 @@ class Client:
         offered: Offered,
         reporter: Reporter,
         *,
+        convert: bool = False,
         on_failure: Callable[[Failed], Awaitable[None]] | None = None,
     ) -> Answer:
-        """Run one build to its end. Cancelling it cancels the build. Raises ChantierError with places in sources."""
+        """Run one build to its end. Cancelling it cancels the build. Raises ChantierError with places in sources.
+
+        `convert` asks what graphs it is, and runs nothing.
+        """
         try:
             async with self._attach(offered) as attached:
-                solving = Solving(self.channel, call, offered.session.id, reporter, on_failure=on_failure)
+                solving = Solving(self.channel, call, offered.session.id, reporter, convert=convert, on_failure=on_failure)
                 work = asyncio.create_task(solving.run())
                 try:
                     answer: Answer = await attached.watch(work)

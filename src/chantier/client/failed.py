@@ -125,6 +125,7 @@ class RemoteContainer:
         self._bridge = bridge
         self._step = step
         self._id = new_id()
+        self._ends: set[str] = set()  # how processes in it ended badly
 
     async def open(self) -> None:
         exec = self._step.op.exec
@@ -189,19 +190,27 @@ class RemoteContainer:
                 await call.send(pb.ExecMessage(ProcessID=id, Init=init))
                 feeding = asyncio.create_task(_feed(call, id, stdin)) if stdin is not None else None
                 try:
-                    return await _follow(call, id, output, resized)
+                    ended = await _follow(call, id, output, resized)
                 finally:
                     if feeding is not None:
                         feeding.cancel()
                         await asyncio.gather(feeding, return_exceptions=True)
         except GrpcError as err:
             raise error_of(err) from err
+        if ended.Code and ended.HasField("Error"):
+            said = ended.Error
+            self._ends.add(said.message)
+            status = GrpcError(said.code, said.message, [Detail(d.type_url, d.value) for d in said.details])
+            if ended.Code == _UNKNOWN_EXIT and not any(d.name == "gatewayapi.ExitMessage" for d in status.details):
+                raise error_of(status) from status
+        return Exit(code=ended.Code)
 
     async def close(self) -> None:
         try:
             await self._bridge.unary("ReleaseContainer", pb.ReleaseContainerRequest(ContainerID=self._id))
         except GrpcError as err:
-            raise error_of(err) from err
+            if err.message not in self._ends:  # old daemons say once more how a process ended
+                raise error_of(err) from err
 
 
 async def _feed(call: Any, id: str, stdin: Callable[[], Awaitable[bytes]]) -> None:
@@ -214,7 +223,7 @@ async def _feed(call: Any, id: str, stdin: Callable[[], Awaitable[bytes]]) -> No
 
 async def _follow(
     call: Any, id: str, output: Callable[[int, bytes], None], resized: Callable[[Callable[[int, int], None]], None] | None
-) -> Exit:
+) -> pb.ExitMessage:
     """Until the process is done. Its last output may come after its end."""
 
     def resize(rows: int, columns: int) -> None:
@@ -233,13 +242,7 @@ async def _follow(
             break
     if ended is None:
         raise ChantierError("the daemon ended the process without a word")
-    if ended.Code and ended.HasField("Error"):
-        status = GrpcError(
-            ended.Error.code, ended.Error.message, [Detail(d.type_url, d.value) for d in ended.Error.details]
-        )  # fmt: skip
-        if ended.Code == _UNKNOWN_EXIT and not any(d.name == "gatewayapi.ExitMessage" for d in status.details):
-            raise error_of(status) from status
-    return Exit(code=ended.Code)
+    return ended
 
 
 __all__ = ["Container", "Ended", "Failed", "RemoteFailed", "failed_step"]

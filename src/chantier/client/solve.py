@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from chantier.errors import UnsupportedError
 from chantier.pb import control_pb2 as control_pb
 from chantier.pb import gateway_pb2 as pb
+from chantier.pb import ops_pb2
 from chantier.progress import Reporter
 from chantier.session.serve import Attached, Offered
 from chantier.wire import Channel, GrpcError, Stub
@@ -48,10 +49,14 @@ class Attach(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """`response` is the exporters' answer, `metadata` the frontend's (calls answer there)."""
+    """`response` is the exporters' answer, `metadata` the frontend's (calls answer there).
+
+    `definitions` are the graphs that the frontend made, by platform ("" where there is one); of a conversion only.
+    """
 
     response: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, bytes] = field(default_factory=dict)
+    definitions: Mapping[str, ops_pb2.Definition] = field(default_factory=dict)
 
 
 class Solving:
@@ -64,12 +69,16 @@ class Solving:
         session_id: str,
         reporter: Reporter,
         *,
+        convert: bool = False,
         on_failure: Callable[[Failed], Awaitable[None]] | None = None,
     ) -> None:
-        """`on_failure` is called with a step that failed, while the daemon still keeps its state."""
+        """`convert` asks for the graphs and runs nothing. `on_failure` is called with a step that failed, while the daemon
+        still keeps its state."""
         self._call = call
+        self._convert = convert
+        self._definitions: dict[str, ops_pb2.Definition] = {}
         self._on_failure = on_failure
-        self._raised: BaseException | None = None  # by on_failure
+        self._looked: BaseException | None = None  # the error that was looked into, or what came of looking
         self._session_id = session_id
         self._reporter = reporter
         self._control = Stub(channel, CONTROL)
@@ -87,8 +96,9 @@ class Solving:
             if not solve.done():
                 # The bridge is done, well or badly: it was returned, and Solve ends with it.
                 await asyncio.wait((solve,))
-            if self._raised is not None:
-                raise self._raised
+            if self._looked is not None:
+                # Daemons before v0.13 end such a build with the last error of the processes that looked into it.
+                raise self._looked
             response = solve.result()
             await drive
         except BaseException:
@@ -98,7 +108,7 @@ class Solving:
             drive.cancel()
             await self._last_events(status)
             await asyncio.gather(solve, drive, status, return_exceptions=True)
-        return Answer(response=dict(response.ExporterResponse), metadata=self._metadata)
+        return Answer(response=dict(response.ExporterResponse), metadata=self._metadata, definitions=self._definitions)
 
     # -- Control
 
@@ -170,6 +180,9 @@ class Solving:
         for key, value in self._call.metadata.items():
             result.metadata[key] = value
         self._metadata = dict(result.metadata)
+        if self._convert:
+            self._definitions = _definitions(result)
+            result = pb.Result()  # nothing is to be made of it
         if result.WhichOneof("result") is None:
             result.ref.SetInParent()  # an empty result is one too
         with suppress(GrpcError):  # Solve says why
@@ -180,11 +193,12 @@ class Solving:
         failed = failed_step(err, self._bridge) if self._on_failure is not None else None
         if failed is None or self._on_failure is None:
             return
+        self._looked = err
         await self._quiet()
         try:
             await self._on_failure(failed)
         except Exception as problem:  # the build ends first, then it is raised
-            self._raised = problem
+            self._looked = problem
 
     async def _quiet(self) -> None:
         """Until the events of what just failed are here: they come on a stream of their own."""
@@ -226,6 +240,13 @@ class Solving:
             request.error.details.add(type_url=detail.type_url, value=detail.value)
         with suppress(GrpcError):  # then Solve has failed by itself, and says why
             await self._bridge.unary("Return", request)
+
+
+def _definitions(result: Any) -> dict[str, ops_pb2.Definition]:
+    """Empty where the daemon is too old to say them."""
+    kind = result.WhichOneof("result")
+    refs = {"": result.ref} if kind == "ref" else dict(result.refs.refs) if kind == "refs" else {}
+    return {platform: getattr(ref, "def") for platform, ref in refs.items()}
 
 
 __all__ = ["BRIDGE", "CONTROL", "Answer", "Attach", "Solving"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from chantier.client import BuildResult, Prepared
 from chantier.client.cache_dir import name_caches
-from chantier.errors import CancelledError_, ChantierError, SolveError, UsageError
+from chantier.errors import CancelledError_, ChantierError, SolveError, UnsupportedError, UsageError
 from chantier.progress import Reporter
 from chantier.spec import Platform
 
@@ -21,10 +21,11 @@ from .logins import credentials_of
 from .node import RUNNING, Driver, Facts, NotRunning
 from .offer import offered, open_session
 from .outputs import Plan, plan
-from .running import Running, result_of
+from .running import Converted, Running, result_of
 
 if TYPE_CHECKING:
     from chantier.client.client import Client
+    from chantier.client.solve import Answer
 
 _TRIES = 3
 
@@ -149,6 +150,16 @@ class Builder(Running):
         results = [task.result() for task in tasks]
         return await merge.join(prepared, results, reporter, self)
 
+    async def aconvert(self, prepared: Prepared, reporter: Reporter) -> Converted:
+        """What a daemon's frontend makes of the build: nothing is run for it. Raises UnsupportedError for an old daemon."""
+        platform = prepared.call.attrs.get("platform", "").partition(",")[0]
+        driver = await self.node_for(platform, reporter)
+        async with await self.reach(driver, reporter) as client:
+            answer = await _solve(client, await _with_gateway(driver, prepared), reporter, self.env, convert=True)
+        if not answer.definitions:
+            raise UnsupportedError(f"{self.group.name} does not tell the graph of a build", hint="leave `builder` out")
+        return Converted(definitions=answer.definitions, metadata=answer.metadata)
+
     async def _shares(self, prepared: Prepared, reporter: Reporter) -> list[tuple[Driver, list[str]]]:
         """Which node builds which platforms; one node without any for what the Dockerfile says."""
         wanted = [p for p in prepared.call.attrs.get("platform", "").split(",") if p]
@@ -250,17 +261,23 @@ def _pick(platform: str, nodes: Sequence[Sequence[Platform]], *, loose: bool = F
 
 async def build_on(client: Client, prepared: Prepared, reporter: Reporter, env: Mapping[str, str]) -> BuildResult:
     """One build on one daemon. Raises SolveError."""
+    answer = await _solve(client, prepared, reporter, env)
+    await asyncio.to_thread(name_caches, prepared, answer.response)
+    return result_of(prepared.call.ref, dict(answer.response), dict(answer.metadata))
+
+
+async def _solve(
+    client: Client, prepared: Prepared, reporter: Reporter, env: Mapping[str, str], *, convert: bool = False
+) -> Answer:
     with ExitStack() as stack:
         session = await asyncio.to_thread(open_session, prepared.offer, env, stack)
+        offer = offered(prepared.offer, session)
         try:
-            offer = offered(prepared.offer, session)
-            answer = await client.solve(prepared.call, offer, reporter, on_failure=prepared.on_failure)
+            return await client.solve(prepared.call, offer, reporter, convert=convert, on_failure=prepared.on_failure)
         except CancelledError_:
             raise
         except ChantierError as err:
             raise SolveError(f"failed to solve: {err}", err) from err
-    await asyncio.to_thread(name_caches, prepared, answer.response)
-    return result_of(prepared.call.ref, dict(answer.response), dict(answer.metadata))
 
 
 __all__ = ["Builder", "build_on", "driver_of"]

@@ -7,7 +7,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,14 +19,13 @@ from chantier.errors import ChantierError, SolveError
 from chantier.progress import Reporter
 
 from .offer import open_session
-from .running import Running, result_of
+from .running import Converted, Running, result_of
 
 if TYPE_CHECKING:
     from chantier.engine import Engine, SolveRequest
     from chantier.engine.cache_mounts import CacheMounts, Place
     from chantier.engine.history import History
     from chantier.engine.look import Checked, Plan
-    from chantier.pb import ops_pb2 as pb
     from chantier.registry import Memory
     from chantier.store import UsageRecord
 
@@ -79,7 +77,6 @@ class Embedded(Running):
         return result_of(result.ref, dict(result.response), dict(result.metadata))
 
     async def aconvert(self, prepared: Prepared, reporter: Reporter) -> Converted:
-        """What the build's frontend makes of it, as graphs by platform ("" where there is one): nothing is run for them."""
         request = _request(prepared)
         with ExitStack() as stack:
             session = await asyncio.to_thread(open_session, prepared.offer, self._env, stack)
@@ -138,14 +135,6 @@ class Embedded(Running):
 
                 self._engine = await Engine(self.root, self.config, history=True).__aenter__()
             return self._engine
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Converted:
-    """`metadata` holds the image configs: `containerimage.config[/PLATFORM]`."""
-
-    definitions: Mapping[str, pb.Definition]
-    metadata: Mapping[str, bytes]
 
 
 def _request(prepared: Prepared) -> SolveRequest:

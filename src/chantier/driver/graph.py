@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a Dockerfile to a State: what the frontend of the engine in this process makes of it."""
+"""From a Dockerfile to a State: what the frontend of an engine makes of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from chantier.client import Prepared
 from chantier.errors import UsageError
@@ -14,9 +13,7 @@ from chantier.llb import State, from_definition, rewritten
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter
 
-if TYPE_CHECKING:
-    from .embedded import Embedded
-    from .rootless import RootlessBuilder
+from .running import Running
 
 _CONFIG = "containerimage.config"
 
@@ -38,7 +35,7 @@ class Graph:
         return draw(load(self.state.marshal()), form)
 
 
-def convert(driver: Embedded | RootlessBuilder, prepared: Prepared, reporter: Reporter) -> Graph:
+def convert(driver: Running, prepared: Prepared, reporter: Reporter) -> Graph:
     """Blocks. Raises UsageError for a build of several platforms: each is a graph of its own."""
     made = driver.run(driver.aconvert(prepared, reporter))
     if len(made.definitions) != 1:

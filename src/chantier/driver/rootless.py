@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from chantier.config import Config, dump, find, load
 from chantier.errors import ChantierError, UnsupportedError
@@ -200,12 +200,6 @@ class RootlessBuilder(Builder):
         if self._kept is not None:
             self._kept.cleanup()
             self._kept = None
-
-    async def aconvert(self, prepared: Any, reporter: Reporter) -> NoReturn:
-        raise UnsupportedError(
-            "a Dockerfile is turned into a graph by an engine in this process, which needs root",
-            hint="`chantier graph` does it as an ordinary user",
-        )
 
 
 def open_embedded(

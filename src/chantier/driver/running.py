@@ -4,17 +4,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from chantier.client import BuildResult, Prepared
 from chantier.config import Config
 from chantier.progress import Reporter
 
+if TYPE_CHECKING:
+    from chantier.pb import ops_pb2 as pb
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """Graphs by platform ("" where there is one). `metadata` holds the image configs: `containerimage.config[/PLATFORM]`."""
+
+    definitions: Mapping[str, pb.Definition]
+    metadata: Mapping[str, bytes]
 
 
 class Running:
@@ -81,6 +93,10 @@ class Running:
         """Run one build in the running loop; several may run at once."""
         raise NotImplementedError
 
+    async def aconvert(self, prepared: Prepared, reporter: Reporter) -> Converted:
+        """What the build's frontend makes of it, as graphs: nothing is run for them."""
+        raise NotImplementedError
+
     async def aclose(self) -> None:
         raise NotImplementedError
 
@@ -112,4 +128,4 @@ def result_of(ref: str, response: dict[str, str], metadata: dict[str, bytes]) ->
     )
 
 
-__all__ = ["Running", "result_of"]
+__all__ = ["Converted", "Running", "result_of"]
