@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from chantier.errors import Source, SourceRange
@@ -12,9 +13,18 @@ from chantier.progress import Event, Group, Log, Status, Vertex, Warning
 
 
 def events_of(message: pb.StatusResponse) -> Iterator[Event]:
-    """What one message tells, vertices first: nothing is said of a vertex that is not known yet."""
-    for vertex in message.vertexes:
-        yield _vertex(vertex)
+    """What one message tells: nothing is said of a vertex that is not known yet, or of one that has ended.
+
+    A message may hold the whole of a short step. Who draws between two events would take the step for over at its end.
+    """
+    more = {each.vertex for part in (message.statuses, message.logs, message.warnings) for each in part}
+    ends: list[Vertex] = []
+    for sent in message.vertexes:
+        vertex = _vertex(sent)
+        if vertex.completed is not None and vertex.digest in more:
+            ends.append(vertex)
+            vertex = replace(vertex, completed=None, cached=False, error="")
+        yield vertex
     for status in message.statuses:
         yield Status(
             id=status.ID,
@@ -30,6 +40,7 @@ def events_of(message: pb.StatusResponse) -> Iterator[Event]:
         yield Log(vertex=log.vertex, stream=log.stream, data=log.msg, timestamp=_time(log, "timestamp") or 0)
     for warning in message.warnings:
         yield _warning(warning)
+    yield from ends
 
 
 def _vertex(sent: pb.Vertex) -> Vertex:
