@@ -35,6 +35,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     missing = [
         p for marker, programs in _NEEDS.items() if item.get_closest_marker(marker) for p in programs if shutil.which(p) is None
     ]
+    if item.get_closest_marker("cni") and not os.path.exists("/usr/lib/cni/bridge"):
+        missing.append("containernetworking-plugins")
     if item.get_closest_marker("root") and os.geteuid() != 0:
         missing.append("root")
     if missing and IN_CI:

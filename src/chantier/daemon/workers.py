@@ -106,7 +106,7 @@ def labels(engine: Engine) -> dict[str, str]:
         "executor": "oci",
         "snapshotter": engine.snapshotter_name,
         "hostname": socket.gethostname(),
-        "network": "host" if engine.worker.networks is None else oci.network_mode or "bridge",
+        "network": engine.networks.mode,
         "oci.process-mode": "no-sandbox" if oci.no_process_sandbox else "sandbox",
         "selinux.enabled": "true" if oci.selinux else "false",
     }

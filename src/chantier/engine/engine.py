@@ -39,6 +39,7 @@ from .results import Results
 
 if TYPE_CHECKING:
     from chantier.dockerfile.bridge import FrontendResult, SourceMeta
+    from chantier.runtime import Networks, Same
 
     from .bridge import EngineBridge
     from .build import Build
@@ -57,6 +58,7 @@ class Engine:
     worker: Worker
     solver: Solver
     images: ImageResolver
+    networks: Networks | Same
     snapshotter_name: str
 
     def __init__(
@@ -90,6 +92,7 @@ class Engine:
             explain = Explainer(self._keys, self.cache.listings)
             self.solver = Solver(ops.resolve, self._keys, Results(self.cache, self._layer_gone), describe=explain)
         except BaseException:
+            await self.networks.close()
             await asyncio.to_thread(self._root.close)
             raise
         self._opened = True
@@ -99,14 +102,16 @@ class Engine:
         await self.solver.aclose()
         if self.worker.runtime is not None:
             await self.worker.runtime.close()
+        await self.networks.close()
         await asyncio.to_thread(self._close)
 
     def _open(self) -> None:
         from chantier.cache.keys import SqliteKeyStore
         from chantier.op.layout import LayoutResolver
-        from chantier.runtime import recover
+        from chantier.runtime import open_networks, recover, recover_networks
 
         recover(self.path / "executor")  # containers of dead processes hold mounts that the root would trip over
+        recover_networks(self.path / "net")
         self._root = Root.open(self.path)
         try:
             self.blobs = self._root.blobs
@@ -130,6 +135,7 @@ class Engine:
             self.images = ImageResolver(self.worker, self.registry_for, notes)
             self.layouts = LayoutResolver(self.worker, self._loop)
             fetcher.layouts = self.layouts
+            self.networks = self.worker.networks = open_networks(self.config.worker_oci, self.path / "net")
         except BaseException:
             self._root.close()
             raise
@@ -178,6 +184,7 @@ class Engine:
         self.registries.reload(config)
         self.config = self.worker.config = config
         self.worker.slots.resize(config.worker_oci.max_parallelism)
+        self.networks.resize(config.worker_oci.cni_pool_size)
         self.ceiling.limit = config.chantier.max_bytes.of(self._root.disk().total)
         if self.allowed_entitlements is not None:
             self.allowed_entitlements = frozenset(config.entitlements)

@@ -82,12 +82,14 @@ from .namespaces import (
     CLONE_NEWUSER,
     CLONE_NEWUTS,
     IdRange,
+    apart,
     in_user_namespace,
     parse_id_map,
     pivot_root,
     setns,
     unshare,
 )
+from .netlink import Link, Rtnetlink
 from .numbers import syscalls
 from .paths import (
     RESOLVE_BENEATH,
@@ -151,6 +153,9 @@ __all__ = [
     "UMOUNT_NOFOLLOW",
     "WHITEOUT_DEV",
     "IdRange",
+    "Link",
+    "Rtnetlink",
+    "apart",
     "at",
     "attach_device_program",
     "bind",

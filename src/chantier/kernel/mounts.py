@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from . import libc
-from .namespaces import CLONE_FS, unshare
+from .namespaces import CLONE_FS, apart, unshare
 
 # sys/mount.h
 MS_RDONLY = 1
@@ -246,18 +245,10 @@ def _overlay_by_descriptors(target: str, lowers: Sequence[str], extra: Sequence[
 
 def in_directory(directory: str, action: Any) -> None:
     """Call `action` with `directory` as working directory, in a thread that has a working directory of its own."""
-    failures: list[BaseException] = []
 
     def body() -> None:
-        try:
-            unshare(CLONE_FS)
-            os.chdir(directory)
-            action()
-        except BaseException as err:  # handed to the caller's thread below
-            failures.append(err)
+        unshare(CLONE_FS)
+        os.chdir(directory)
+        action()
 
-    thread = threading.Thread(target=body, name="chantier-chdir")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
+    apart(body)

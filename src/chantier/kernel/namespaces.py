@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from . import libc
 from .numbers import number
+
+T = TypeVar("T")
 
 # sched.h
 CLONE_FS = 0x00000200
@@ -37,6 +42,25 @@ def setns(fd: int, nstype: int = 0) -> None:
 def pivot_root(new_root: str, put_old: str) -> None:
     """pivot_root(2), for which C libraries have no function."""
     libc.syscall(number("pivot_root"), os.fsencode(new_root), os.fsencode(put_old), filename=new_root)
+
+
+def apart(call: Callable[[], T]) -> T:
+    """`call` in a thread of its own, which ends with it: what it unshares or joins nobody else gets into."""
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            results.append(call())
+        except BaseException as err:  # handed to the caller's thread below
+            failures.append(err)
+
+    thread = threading.Thread(target=body, name="chantier-apart")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

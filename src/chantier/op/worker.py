@@ -28,7 +28,9 @@ T = TypeVar("T")
 
 
 class Networks(Protocol):
-    """Where a step's network comes from when it asks for the default one (bridge, CNI). Absent: the host's network."""
+    """Where a step's network comes from when it asks for the default one. `mode` is host, none, bridge or cni."""
+
+    mode: str
 
     def acquire(self, hostname: str) -> AbstractAsyncContextManager[str]:
         """Yields what `Container.network` takes: the path of a namespace file, `host` or `none`."""

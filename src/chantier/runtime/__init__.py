@@ -3,7 +3,7 @@
 
 `Runc` runs containers by an OCI runtime, `Native` by the kernel alone, and `probe` finds out which of them works here. The rest
 of the room prepares what a container sees: `oci` describes it, `users` finds who it runs as, `files` makes hosts and resolv.conf, `stubs` keeps mount
-points out of the result.
+points out of the result, `network` makes the networks of steps.
 
 What it promises: output arrives whole and in order; a cancelled container is dead, reaped and gone with its whole tree
 before the cancellation goes on; if this process is killed, so are its containers, and `recover` removes what is left. What
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from .files import DEFAULT_HOSTNAME, Dns, Files
 from .native import Native
+from .network import Networks, Same, open_networks
+from .network import recover as recover_networks
 from .places import Places, recover
 from .probe import probe
 from .runc import Runc
@@ -31,6 +33,7 @@ __all__ = [
     "Exit",
     "Files",
     "Native",
+    "Networks",
     "OnOutput",
     "Places",
     "Process",
@@ -38,10 +41,13 @@ __all__ = [
     "Rlimit",
     "Runc",
     "Runtime",
+    "Same",
     "Stubs",
     "User",
+    "open_networks",
     "probe",
     "record",
     "recover",
+    "recover_networks",
     "resolve_user",
 ]

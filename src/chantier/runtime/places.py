@@ -18,6 +18,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,18 +49,7 @@ class Places:
             return self._owner / _AT
 
     def _claim(self) -> None:
-        self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        while True:
-            owner = self.root / new_id()[:12]
-            owner.mkdir(mode=0o711)
-            with suppress(FileNotFoundError):  # a recover() took it for a dead one's before we held the lock
-                fd = os.open(owner / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                if os.path.exists(owner / "lock"):
-                    _make_in_memory(owner / _AT)
-                    self._owner, self._lock = owner, fd
-                    return
-                os.close(fd)
+        self._owner, self._lock = claim(self.root, lambda owner: _make_in_memory(owner / _AT))
 
     def new(self, name: str) -> Path:
         """An empty directory; its parents can be passed through by others, as a container's user may have to."""
@@ -72,9 +62,24 @@ class Places:
         """Give the directory up and remove it; whatever is still mounted in it is unmounted."""
         if self._owner is None:
             return
-        clear(self._owner)
+        clear_owner(self._owner)
         self._owner = None
         os.close(self._lock)
+
+
+def claim(root: Path, prepare: Callable[[Path], None] = lambda owner: None) -> tuple[Path, int]:
+    """A new owner's directory below `root`, and the descriptor that holds its lock; `prepare` gets it once it is ours."""
+    root.mkdir(mode=0o711, parents=True, exist_ok=True)
+    while True:
+        owner = root / new_id()[:12]
+        owner.mkdir(mode=0o711)
+        with suppress(FileNotFoundError):  # a recover() took it for a dead one's before we held the lock
+            fd = os.open(owner / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.path.exists(owner / "lock"):
+                prepare(owner)
+                return owner, fd
+            os.close(fd)
 
 
 def _make_in_memory(directory: Path) -> None:
@@ -84,10 +89,10 @@ def _make_in_memory(directory: Path) -> None:
         mount("tmpfs", os.fspath(directory), "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711")
 
 
-def recover(root: Path) -> list[str]:
+def recover(root: Path, clear: Callable[[Path], None] | None = None) -> list[str]:
     """End and remove what dead processes left below `root`: containers, mounts, cgroups, files. Returns their names.
 
-    Safe while other processes work there: what is locked is left alone.
+    Safe while other processes work there: what is locked is left alone. `clear` removes one owner's directory.
     """
     found: list[str] = []
     if not root.is_dir():
@@ -101,7 +106,7 @@ def recover(root: Path) -> list[str]:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            clear(owner)
+            (clear or clear_owner)(owner)
             found.append(owner.name)
         except BlockingIOError:  # its owner lives
             continue
@@ -110,7 +115,7 @@ def recover(root: Path) -> list[str]:
     return found
 
 
-def clear(owner: Path) -> None:
+def clear_owner(owner: Path) -> None:
     """Remove an owner's directory with all that hangs on it."""
     _end_containers(owner)
     for pause_s in _PAUSES_S:
@@ -179,4 +184,4 @@ def _text(path: Path) -> str:
         return ""
 
 
-__all__ = ["Places", "clear", "recover", "unmount_below"]
+__all__ = ["Places", "claim", "clear_owner", "recover", "unmount_below"]
