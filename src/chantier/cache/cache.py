@@ -186,7 +186,9 @@ class Cache:
     def _layers_between(self, lower: Ref, upper: Ref, items: list[str], description: str) -> Ref:
         if len(items) == 1:
             parents = (lower.state.record, upper.state.record)
-            return self._insert(Record(id=new_id(), kind=DIFF, parents=parents, description=description, reuses=items[0]))
+            # The layer of a merge was made on something else, and may delete what is not here: that is no difference of trees.
+            reuses = items[0] if items[0] == upper.state.record else None
+            return self._insert(Record(id=new_id(), kind=DIFF, parents=parents, description=description, reuses=reuses))
         singles: list[Ref] = []
         try:
             for item in items:
