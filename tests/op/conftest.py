@@ -32,6 +32,7 @@ class Job:
 
     sessions: list[Any] = field(default_factory=list)
     recorder: Recorder = field(default_factory=Recorder)
+    jobs: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.step = Step(self.recorder, Vertex(digest="sha256:" + "1" * 64, name="test"))

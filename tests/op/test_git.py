@@ -11,14 +11,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from chantier.errors import ChantierError, NotFoundError, UnsupportedError, UsageError
-from chantier.op.git import GitOp, commit_object, redacted
+from chantier.op.git import GitOp, commit_object, named, redacted
 from chantier.pb import ops_pb2 as pb
 from chantier.session.local import LocalSession, SecretSource
 from chantier.snapshot import mounted
@@ -165,6 +167,8 @@ def test_unknown_things(bench: Bench, remote: Remote) -> None:
         bench.map_of(op(bench, remote.url("nothing")))
     with pytest.raises(ChantierError, match=r"failed to fetch remote"):
         bench.run(op(bench, remote.url("one"), "1" * 40))
+    with pytest.raises(UsageError, match="invalid checksum foobar for Git URL, expected hex commit hash"):
+        op(bench, remote.url("one"), "main", checksum="foobar")
     with pytest.raises(UsageError, match="invalid git address"):
         op(bench, "--upload-pack=touch /x")
     with pytest.raises(UnsupportedError, match="not supported"):
@@ -211,6 +215,77 @@ def test_submodules(bench: Bench, remote: Remote) -> None:
     assert "mod/sub/s" not in bench.files(ref)
 
 
+class Files(SimpleHTTPRequestHandler):
+    """A server that only serves files ("dumb" HTTP): no shallow clones, and no word of how objects are named."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        return None
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    (tmp_path / "served").mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(tmp_path / "served")))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield tmp_path / "served", f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("format", ["sha1", "sha256"])
+def test_a_server_of_files(bench: Bench, files: tuple[Path, str], format: str) -> None:
+    where, url = files
+    repository = where / "r"
+    repository.mkdir()
+    git(repository, "init", "--quiet", f"--object-format={format}")
+    (repository / "a").write_text("a")
+    git(repository, "add", "a")
+    git(repository, "commit", "--quiet", "-m", "one")
+    git(repository, "branch", "old")
+    (repository / "a").write_text("b")
+    git(repository, "commit", "--quiet", "-a", "-m", "two")
+    git(repository, "update-server-info")
+    for name, wanted in (("", "b"), ("old", "a")):
+        for keep in ("", "true"):
+            (ref,) = bench.run(op(bench, f"{url}/r/.git", name, keepgitdir=keep))
+            assert ref is not None
+            with mounted(ref.mounts(), readonly=True) as root:
+                assert (root / "a").read_text() == wanted
+                assert (root / ".git").exists() == bool(keep)
+
+
+def test_a_submodule_on_a_server_of_files(bench: Bench, files: tuple[Path, str]) -> None:
+    where, url = files
+    for name in ("sub", "top"):
+        (where / name).mkdir()
+        git(where / name, "init", "--quiet")
+    (where / "sub/s").write_text("s")
+    git(where / "sub", "add", "s")
+    git(where / "sub", "commit", "--quiet", "-m", "one")
+    git(where / "sub", "update-server-info")
+    git(where / "top", "submodule", "--quiet", "add", f"{url}/sub/.git", "sub")
+    git(where / "top", "commit", "--quiet", "-m", "one")
+    git(where / "top", "update-server-info")
+    (ref,) = bench.run(op(bench, f"{url}/top/.git"))
+    assert bench.files(ref)["sub/s"] == "s"
+
+
+def test_a_build_asks_once_what_a_name_means(bench: Bench, remote: Remote, job: Job) -> None:
+    remote.make("told")
+    old = remote.commit("told", a="1")
+    build = SimpleNamespace(resolved={})
+    job.jobs.append(build)
+    source = pb.SourceOp(identifier="git://x#main", attrs={"git.fullurl": remote.url("told")})
+    told, name, _ = bench.wait(named(source, bench.worker, [], job=build))
+    assert (told, name) == (old, "refs/heads/main")
+    remote.commit("told", a="2")
+    assert bench.wait(named(source, bench.worker, [], job=build))[0] == old
+    (ref,) = bench.run(op(bench, remote.url("told"), "main"), job=job)
+    assert bench.files(ref)["a"] == "1"
+    (ref,) = bench.run(op(bench, remote.url("told"), "main"))
+    assert bench.files(ref)["a"] == "2"
+
+
 def test_commit_times(bench: Bench, remote: Remote) -> None:
     (ref,) = bench.run(op(bench, remote.url("one"), mtime="commit"))
     assert ref is not None
@@ -224,7 +299,7 @@ def test_empty_tree_and_commit_object(bench: Bench, remote: Remote) -> None:
     (ref,) = bench.run(op(bench, remote.url("empty")))
     assert bench.files(ref) == {}
     source = pb.SourceOp(identifier="git://x#v1", attrs={"git.fullurl": remote.url("one")})
-    raw = bench.wait(commit_object(source, bench.worker, []))
+    raw = bench.wait(commit_object(source, bench.worker, [], job=SimpleNamespace(resolved={})))
     assert raw.startswith(b"tree ")
     assert b"1000000000 +0000" in raw
 

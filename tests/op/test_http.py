@@ -9,12 +9,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from chantier.errors import ChantierError, FetchError, IntegrityError, NotFoundError, UnsupportedError
-from chantier.op.http import HttpOp, last_modified
+from chantier.op.http import HttpOp, fetched, last_modified
 from chantier.pb import ops_pb2 as pb
 from chantier.session.local import LocalSession, SecretSource
 from chantier.snapshot import mounted
@@ -161,7 +162,14 @@ def test_etags_save_the_transfer(bench: Bench, server: Server) -> None:
     (again,) = bench.run(op(bench, url))
     assert again is not None
     assert again.id == first.id
+    # A server whose tags have no quotes, and that compares them as text
+    odd = server.serve("/odd", ETag="three")
+    bench.run(op(bench, odd))
+    server.asked.clear()
+    bench.run(op(bench, odd))
+    assert [asked[2].get("if-none-match") for asked in server.asked] == ["three"]
     # A server that knows no HEAD
+    server.asked.clear()
     plain = server.answers["/f"]
     server.answers["/f"] = lambda r: (405, {}, b"") if r.command == "HEAD" else plain(r)
     server.asked.clear()
@@ -209,6 +217,35 @@ def test_headers_and_named_secret(bench: Bench, server: Server, job: Job) -> Non
     bench.run(made, job=job)
     sent = server.asked[-1][2]
     assert (sent["authorization"], sent["accept"], sent["user-agent"]) == ("Basic abc", "x/y", "me")
+
+
+def test_tokens_by_host_name(bench: Bench, server: Server, job: Job) -> None:
+    """BuildKit names the secret by the host alone; one with the port is for one server, and goes first."""
+    url = server.serve("/token", b"t")
+    secrets = {"HTTP_AUTH_TOKEN_127.0.0.1": SecretSource(value=b"host")}
+    job.sessions.append(LocalSession(secrets=secrets))
+    bench.run(op(bench, url), job=job)
+    assert server.asked[-1][2]["authorization"] == "Bearer host"
+    job.sessions[:] = [LocalSession(secrets={**secrets, f"HTTP_AUTH_HEADER_{server.host}": SecretSource(value=b"own")})]
+    bench.run(op(bench, url), job=job)
+    assert server.asked[-1][2]["authorization"] == "own"
+
+
+def test_a_build_sees_one_content(bench: Bench, server: Server, job: Job) -> None:
+    url = server.serve("/moving", b"first", ETag='"1"')
+    build = SimpleNamespace(resolved={})
+    job.jobs.append(build)
+    held: list[Any] = []
+    source = pb.SourceOp(identifier=url)
+    digest, name, _ = bench.wait(fetched(source, bench.worker, [], job=build, hold=held.append))
+    assert (digest, name) == ("sha256:" + hashlib.sha256(b"first").hexdigest(), "moving")
+    server.serve("/moving", b"second", ETag='"2"')
+    (ref,) = bench.run(op(bench, url), job=job)
+    assert bench.files(ref)["moving"].startswith("first")
+    (ref,) = bench.run(op(bench, url))
+    assert bench.files(ref)["moving"].startswith("second")
+    for one in held:
+        one.release()
 
 
 def test_client_streams(bench: Bench, job: Job) -> None:

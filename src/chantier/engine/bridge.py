@@ -145,6 +145,7 @@ class EngineBridge:
         self._reporter = reporter
         self._context = contextvars.copy_context()
         self._refs: list[EngineRef] = []
+        self._held: list[Ref] = []  # what the build was told of a source, so that nothing takes it away meanwhile
         self.containers = Containers(self)
         self.imports = Imports(engine, job, self.sessions, reporter)
         self._cleared: set[str] = set()  # cache mounts that --no-cache emptied already
@@ -232,7 +233,7 @@ class EngineBridge:
     async def resolve_source(self, source: pb.SourceOp, *, log_name: str = "", return_object: bool = False) -> SourceMeta:
         if self.check_source is not None:
             source = await self.check_source(source, None)
-        return await self.engine.source_meta(source, self.sessions, return_object=return_object)
+        return await self.engine.source_meta(source, self.job, return_object=return_object)
 
     async def whole_meta(
         self, source: pb.SourceOp, *, return_object: bool, unchecked: bool = False
@@ -242,7 +243,14 @@ class EngineBridge:
 
         if self.check_source is not None and not unchecked:
             source = await self.check_source(source, None)
-        return source, await whole_meta(self.engine.worker, source, self.sessions, return_object=return_object)
+        return source, await whole_meta(
+            self.engine.worker,
+            source,
+            self.sessions,
+            return_object=return_object,
+            job=self.job,
+            hold=self._held.append,
+        )
 
     async def warn(self, warning: Warning) -> None:
         self._reporter.emit(warning)
@@ -285,3 +293,5 @@ class EngineBridge:
         await self.imports.close()
         for ref in self._refs:
             await ref.release()
+        for held in self._held:
+            await threaded(lambda _, held=held: held.release())  # type: ignore[misc]

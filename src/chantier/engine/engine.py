@@ -21,7 +21,7 @@ from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter
 from chantier.registry import Registries, Registry, Settings
 from chantier.snapshot import Native, Overlay, Snapshotter, overlay_works, recover_mounts
-from chantier.solver import Solver
+from chantier.solver import Job, Solver
 from chantier.spec import Platform, Reference, host_platform, new_id
 from chantier.store import Db, Disk, Policy, Root, UsageRecord
 
@@ -230,10 +230,10 @@ class Engine:
                 return False
         return True
 
-    async def source_meta(self, source: pb.SourceOp, sessions: Sequence[Any], *, return_object: bool) -> SourceMeta:
+    async def source_meta(self, source: pb.SourceOp, job: Job, *, return_object: bool) -> SourceMeta:
         from .meta import source_meta
 
-        return await source_meta(self.worker, source, sessions, return_object=return_object)
+        return await source_meta(self.worker, source, job.sessions, return_object=return_object, job=job)
 
     @asynccontextmanager
     async def open(self, request: SolveRequest, session: Any, reporter: Reporter) -> AsyncIterator[Build]:

@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from chantier.cache import Ref
 from chantier.dockerfile.bridge import SourceMeta
 from chantier.op import Worker
 from chantier.pb import ops_pb2 as pb
 
 
-async def source_meta(worker: Worker, source: pb.SourceOp, sessions: Sequence[Any], *, return_object: bool) -> SourceMeta:
+async def source_meta(
+    worker: Worker, source: pb.SourceOp, sessions: Sequence[Any], *, return_object: bool, job: Any
+) -> SourceMeta:
     """Git answers with the raw commit if it is asked for, HTTP with the time of Last-Modified; others with nothing."""
     scheme = source.identifier.partition("://")[0]
     if scheme == "git" and return_object:
         from chantier.op.git import commit_object
 
-        return SourceMeta(commit_object=await commit_object(source, worker, sessions))
+        return SourceMeta(commit_object=await commit_object(source, worker, sessions, job=job))
     if scheme in ("http", "https"):
         from chantier.op.http import last_modified
 
@@ -26,21 +29,26 @@ async def source_meta(worker: Worker, source: pb.SourceOp, sessions: Sequence[An
     return SourceMeta()
 
 
-async def whole_meta(worker: Worker, source: pb.SourceOp, sessions: Sequence[Any], *, return_object: bool) -> SourceMeta:
-    """All there is to know: names and checksums too, for which a file of the web is fetched."""
+async def whole_meta(
+    worker: Worker, source: pb.SourceOp, sessions: Sequence[Any], *, return_object: bool, job: Any, hold: Callable[[Ref], None]
+) -> SourceMeta:
+    """All there is to know: names and checksums too, for which a file of the web is fetched.
+
+    The build `job` sees the same from now on; `hold` is given results to release at its end.
+    """
     scheme = source.identifier.partition("://")[0]
     if scheme == "git":
         from chantier.op.git import commit_object, named, raw_object
 
-        object, ref, commit = await named(source, worker, sessions)
+        object, ref, commit = await named(source, worker, sessions, job=job)
         meta = SourceMeta(checksum=object, ref=ref, commit_checksum=commit)
         if not return_object:
             return meta
-        tag = await raw_object(source, worker, sessions, object) if commit else None
-        return replace(meta, commit_object=await commit_object(source, worker, sessions), tag_object=tag)
+        tag = await raw_object(source, worker, sessions, object, job=job) if commit else None
+        return replace(meta, commit_object=await commit_object(source, worker, sessions, job=job), tag_object=tag)
     if scheme in ("http", "https"):
         from chantier.op.http import fetched
 
-        checksum, filename, modified = await fetched(source, worker, sessions)
+        checksum, filename, modified = await fetched(source, worker, sessions, job=job, hold=hold)
         return SourceMeta(checksum=checksum, filename=filename, last_modified=modified)
     return SourceMeta()

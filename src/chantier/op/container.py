@@ -85,11 +85,14 @@ class HeldContainer:
             op.platform.CopyFrom(self._spec.platform)
         return RunOp(LoadedVertex(digest="", op=op, inputs=(), metadata=pb.OpMetadata(), original=""), self._worker)
 
-    async def close(self) -> None:
-        for task in [*self._others, *([self._first] if self._first else [])]:
+    async def close(self) -> bool:
+        """Whether nothing ran any more."""
+        running = [task for task in (*self._others, *([self._first] if self._first else [])) if not task.done()]
+        for task in running:
             task.cancel()
-        await asyncio.gather(*self._others, *([self._first] if self._first else []), return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
         await self._stack.aclose()
+        return not running
 
     async def run(
         self,
@@ -191,6 +194,7 @@ class _Job:
 
     def __init__(self, sessions: Sequence[Any]) -> None:
         self.sessions = tuple(sessions)
+        self.jobs = ()
         self.step = Step(Silent(), Vertex(digest="", name="container"))
 
 

@@ -30,6 +30,7 @@ from chantier.spec import new_id
 
 from .agent import agent_socket
 from .image import source_key
+from .resolved import recall, remember
 from .trust import git_settings, registries_of
 from .worker import Worker, ask
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 _PASSED_ON = ("PATH", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")  # fmt: skip
 _UNSUPPORTED = ("git.bundle", "git.checkoutbundle", "git.sig.pubkey", "git.sig.requiresignedtag")
+_HEX = re.compile(r"[0-9a-fA-F]+\Z")
+_NO_DEPTH = "does not support shallow capabilities"  # what git says of servers that only serve files
 _STOP_S = 5.0
 
 
@@ -74,35 +77,40 @@ class GitOp:
 
     async def run(self, job: JobContext, inputs: Sequence[Ref | None]) -> Sequence[Ref | None]:
         commit = await self._resolved(job)
-        async with _opened(self._worker, self._source, job) as git, _repository(self._worker, self._source, git) as bare:
+        async with _opened(self._worker, self._source, job) as git, _repository(self._worker, self._source, git, commit) as bare:
             await _fetch(git.within(bare), self._source, commit)
             return [await _Checkout(self._worker, self._source, git, bare, commit).run()]
 
     async def _resolved(self, job: JobContext) -> _Commit:
         if self._commit is None:
             async with _opened(self._worker, self._source, job) as git:
-                self._commit = await _resolve(git, self._source)
+                self._commit = await _resolve(git, self._source, job)
         return self._commit
 
 
-async def named(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any]) -> tuple[str, str, str]:
-    """The object that a source's reference names, the reference's full name, and the commit if the object is a tag."""
+async def named(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any], *, job: Any) -> tuple[str, str, str]:
+    """The object that a source's reference names, the reference's full name, and the commit if the object is a tag.
+
+    The reference means that for the build `job` from now on.
+    """
     whole = pb.SourceOp()
     whole.CopyFrom(source)
     whole.attrs["git.keepgitdir"] = "true"  # a tag object is told apart then
     parsed = _Source(whole)
     parsed.keep_git_dir = True
-    async with _opened(worker, parsed, _NoJob(sessions)) as git:
-        found = await _resolve(git, parsed)
+    asking = _NoJob(sessions, job)
+    async with _opened(worker, parsed, asking) as git:
+        found = await _resolve(git, parsed, asking)
     return found.sha, found.ref, found.commit if found.commit != found.sha else ""
 
 
-async def raw_object(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any], sha: str) -> bytes:
+async def raw_object(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any], sha: str, *, job: Any) -> bytes:
     """A tag object as git stores it, fetched if it is not here yet."""
     parsed = _Source(source)
-    async with _opened(worker, parsed, _NoJob(sessions)) as git:
-        commit = await _resolve(git, parsed)
-        async with _repository(worker, parsed, git) as bare:
+    asking = _NoJob(sessions, job)
+    async with _opened(worker, parsed, asking) as git:
+        commit = await _resolve(git, parsed, asking)
+        async with _repository(worker, parsed, git, commit) as bare:
             inside = git.within(bare)
             await _fetch(inside, parsed, commit)
             if not await _has(inside, sha):
@@ -110,13 +118,13 @@ async def raw_object(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any
             return await inside("cat-file", "tag", sha)
 
 
-async def commit_object(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any]) -> bytes:
+async def commit_object(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any], *, job: Any) -> bytes:
     """The raw commit that a source means, fetched if it is not here yet."""
     parsed = _Source(source)
-    job = _NoJob(sessions)
-    async with _opened(worker, parsed, job) as git:
-        commit = await _resolve(git, parsed)
-        async with _repository(worker, parsed, git) as bare:
+    asking = _NoJob(sessions, job)
+    async with _opened(worker, parsed, asking) as git:
+        commit = await _resolve(git, parsed, asking)
+        async with _repository(worker, parsed, git, commit) as bare:
             inside = git.within(bare)
             await _fetch(inside, parsed, commit)
             return await inside("cat-file", "commit", commit.sha + "^{commit}")
@@ -125,8 +133,9 @@ async def commit_object(source: pb.SourceOp, worker: Worker, sessions: Sequence[
 class _NoJob:
     """What asks when there is no vertex: a question for metadata."""
 
-    def __init__(self, sessions: Sequence[Any]) -> None:
+    def __init__(self, sessions: Sequence[Any], job: Any) -> None:
         self.sessions = tuple(sessions)
+        self.jobs = (job,)
         self.step: Any = None
 
 
@@ -137,6 +146,11 @@ class _Commit:
         self.sha = sha
         self.ref = ref
         self.commit = commit  # of an annotated tag
+
+    @property
+    def format(self) -> str:
+        """What names objects. A server that only serves files does not say it, and a repository has to have it from the start."""
+        return "sha256" if len(self.sha) == 64 else "sha1"
 
 
 class _Source:
@@ -155,6 +169,8 @@ class _Source:
         self.mtime_commit = attrs.get("git.mtime") == "commit"
         self.by_commit = attrs.get("git.fetchbycommit") == "true"
         self.checksum = attrs.get("git.checksum", "")
+        if self.checksum and not _HEX.match(self.checksum):
+            raise UsageError(f"invalid checksum {self.checksum} for Git URL, expected hex commit hash")
         self.token_secret = attrs.get("git.authtokensecret", "GIT_AUTH_TOKEN")
         self.header_secret = attrs.get("git.authheadersecret", "GIT_AUTH_HEADER")
         self.known_hosts = attrs.get("git.knownsshhosts", "")
@@ -373,17 +389,29 @@ async def _secret(job: Any, id: str) -> str | None:
 # -- resolving and fetching --------------------------------------------------------------------------------------------
 
 
-async def _resolve(git: _Git, source: _Source) -> _Commit:
+async def _resolve(git: _Git, source: _Source, asks: Any) -> _Commit:
     """Raises NotFoundError for a reference that the remote has not, UsageError if the checksum is another's."""
     if _SHA.match(source.ref):
         return _checked(_Commit(source.ref, source.ref), source)
-    try:
-        if not source.ref:
-            return _checked(await _default_branch(git, source), source)
-        ref = source.ref
-        out = await git.remotely("ls-remote", "--", source.remote, ref, ref + "^{}", show=True)
-    except _GitError as err:
-        raise FetchError(f"failed to fetch remote {source.shown}: {err}", transient=err.transient) from err
+    key = f"git:{source.remote}#{source.ref}"
+    found: _Commit | None = recall(asks, key)
+    if found is None:
+        try:
+            found = await _ask_remote(git, source)
+        except _GitError as err:
+            raise FetchError(f"failed to fetch remote {source.shown}: {err}", transient=err.transient) from err
+        remember(asks, key, found)
+    # An annotated tag is an object of its own. Only who keeps `.git` can tell it from its commit.
+    made = found if source.keep_git_dir or not found.commit else _Commit(found.commit, found.ref, found.commit)
+    return _checked(made, source, also=found.commit)
+
+
+async def _ask_remote(git: _Git, source: _Source) -> _Commit:
+    """What a reference names, whether that is a commit or a tag."""
+    if not source.ref:
+        return await _default_branch(git, source)
+    ref = source.ref
+    out = await git.remotely("ls-remote", "--", source.remote, ref, ref + "^{}", show=True)
     found: dict[str, str] = {}
     for line in out.decode(errors="replace").splitlines():
         sha, tab, name = line.partition("\t")
@@ -392,9 +420,7 @@ async def _resolve(git: _Git, source: _Source) -> _Commit:
     short = ref.removeprefix("refs/")
     for name in (f"refs/{short}", f"refs/heads/{short}", f"refs/tags/{short}"):
         if name in found:
-            # An annotated tag is an object of its own. Only who keeps `.git` can tell it from its commit.
-            sha = found[name] if source.keep_git_dir else found.get(name + "^{}", found[name])
-            return _checked(_Commit(sha, name, found.get(name + "^{}", "")), source, also=found.get(name + "^{}", ""))
+            return _Commit(found[name], name, found.get(name + "^{}", ""))
     raise NotFoundError(f'repository does not contain ref {source.ref}, output: "{out.decode(errors="replace").strip()}"')
 
 
@@ -415,25 +441,26 @@ def _checked(commit: _Commit, source: _Source, also: str = "") -> _Commit:
 
 
 @asynccontextmanager
-async def _repository(worker: Worker, source: _Source, git: _Git) -> AsyncIterator[Path]:
+async def _repository(worker: Worker, source: _Source, git: _Git, commit: _Commit) -> AsyncIterator[Path]:
     """The bare repository that is kept for the remote, for this use alone."""
     locks: dict[str, asyncio.Lock] = worker.kept("git.locks", dict)
     async with locks.setdefault(source.remote, asyncio.Lock()):
-        mutable = await worker.threaded(lambda _: _kept_repository(worker, source), lambda made: made.release())
+        mutable = await worker.threaded(lambda _: _kept_repository(worker, source, commit.format), lambda made: made.release())
         async with AsyncExitStack() as stack:
             stack.push_async_callback(worker.threaded, lambda _: mutable.release())
             context = mounted(mutable.mounts())
             path = await worker.threaded(lambda _: context.__enter__())
             stack.push_async_callback(worker.threaded, lambda _: context.__exit__(None, None, None))
             if not (path / "HEAD").exists():
-                await git.within(path)("init", "--bare", "--quiet")
+                await git.within(path)("init", "--bare", "--quiet", f"--object-format={commit.format}")
             # Submodules with relative addresses are found from here; the address has no password.
             await git.within(path)("config", "remote.origin.url", source.shown)
             yield path
 
 
-def _kept_repository(worker: Worker, source: _Source) -> MutableRef:
-    index = "git-remote:" + hashlib.sha256(source.remote.encode()).hexdigest()
+def _kept_repository(worker: Worker, source: _Source, format: str) -> MutableRef:
+    name = source.remote if format == "sha1" else f"{source.remote}\0{format}"
+    index = "git-remote:" + hashlib.sha256(name.encode()).hexdigest()
     for id in worker.cache.find(index):
         kept = worker.cache.get_mutable(id)
         if kept is not None:
@@ -551,7 +578,7 @@ class _Checkout:
             await self._worker.threaded(lambda _: _take_subdir(root, into, source.subdir))
 
     async def _submodules(self, git: _Git, into: Path) -> None:
-        await git.remotely("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
+        await _update_submodules(git)
         # Their `.git` files point into the shared repository, which no one who uses the result can reach.
         await self._worker.threaded(lambda _: _drop_git_files(into))
 
@@ -561,13 +588,13 @@ class _Checkout:
         # As BuildKit leaves it: the branch or the tag by its own name, and HEAD detached at it; of a bare commit HEAD alone.
         name = f":{commit.ref}" if commit.ref.startswith("refs/") else ""
         try:
-            await git("init", "--quiet")
+            await git("init", "--quiet", f"--object-format={commit.format}")
             await git("remote", "add", "origin", source.shown)
             local = _local_ref(commit)
             await git("-c", "protocol.file.allow=always", "fetch", "--quiet", "-u", "--depth=1", "--no-tags", "--", f"file://{self._bare}", f"+{local}{name}")  # fmt: skip
             await git("checkout", "--quiet", "--detach", commit.sha)
             if not source.skip_submodules and (root / ".gitmodules").is_file():
-                await git.remotely("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
+                await _update_submodules(git)
             await git("reflog", "expire", "--all", "--expire=now")
         except _GitError as err:
             raise FetchError(f"failed to checkout remote {source.shown}: {err}", transient=err.transient) from err
@@ -589,6 +616,16 @@ class _Checkout:
             os.utime(root, ns=(at, at))
 
         await self._worker.threaded(work)
+
+
+async def _update_submodules(git: _Git) -> None:
+    update = ("submodule", "--quiet", "update", "--init", "--recursive")
+    try:
+        await git.remotely(*update, "--depth=1")
+    except _GitError as err:
+        if _NO_DEPTH not in err.said:
+            raise
+        await git.remotely(*update)
 
 
 def _take_subdir(root: Path, whole: Path, subdir: str) -> None:

@@ -42,6 +42,7 @@ from chantier.solver.types import CacheMap
 from chantier.spec import Digest, digest_of, dumps
 
 from .image import source_key
+from .resolved import recall, remember
 from .trust import web_of
 from .worker import Worker, ask
 
@@ -74,6 +75,7 @@ class _NoJob:
     """What asks when there is no vertex: a question for metadata."""
 
     sessions: Sequence[Any]
+    jobs: Sequence[Any] = ()
 
 
 class HttpOp:
@@ -119,8 +121,8 @@ class HttpOp:
         try:
             return [await self._get(found)]
         except NotFoundError:  # pruned since the key was made
-            self._found = None
-            return [await self._get(await self._fetched(job))]
+            self._found = await self._fetch(job)
+            return [await self._get(self._found)]
 
     async def _get(self, found: _File) -> Ref:
         return await self._worker.threaded(lambda _: self._worker.cache.get(found.ref), lambda ref: ref.release())
@@ -128,7 +130,11 @@ class HttpOp:
     async def _fetched(self, job: JobContext) -> _File:
         async with self._lock:
             if self._found is None:
-                self._found = await self._fetch(job)
+                known: _File | None = recall(job, self._source.index)
+                if known is None or self._source.checksum not in ("", known.digest):
+                    known = await self._fetch(job)
+                    remember(job, self._source.index, known)
+                self._found = known
             return self._found
 
     async def _fetch(self, job: JobContext) -> _File:
@@ -164,14 +170,21 @@ class HttpOp:
             raise
 
 
-async def fetched(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any]) -> tuple[str, str, int | None]:
-    """Digest, name and time of Last-Modified of the file, which is fetched if it is not here yet."""
+async def fetched(
+    source: pb.SourceOp, worker: Worker, sessions: Sequence[Any], *, job: Any, hold: Callable[[Ref], None]
+) -> tuple[str, str, int | None]:
+    """Digest, name and time of Last-Modified of the file, which is fetched if it is not here yet.
+
+    It is the file that the build `job` gets from now on: `hold` is given the result, to release at the end of the build.
+    """
     op = HttpOp(LoadedVertex(digest="", op=pb.Op(source=source), inputs=(), metadata=pb.OpMetadata(), original=""), worker)
-    job = _Asking(tuple(sessions), Step(Silent(), Vertex(digest="", name=source.identifier)))
-    found = await op._fetched(job)
+    asking = _Asking(tuple(sessions), Step(Silent(), Vertex(digest="", name=source.identifier)), (job,))
+    found = await op._fetched(asking)
+    ref = await op._get(found)
+    hold(ref)
 
     def name(cancelled: Callable[[], bool]) -> str:
-        with worker.cache.get(found.ref) as ref, mounted(ref.mounts(cancelled=cancelled), readonly=True) as root:
+        with mounted(ref.mounts(cancelled=cancelled), readonly=True) as root:
             return os.listdir(root)[0]
 
     return found.digest, await worker.threaded(name), found.modified
@@ -183,6 +196,7 @@ class _Asking:
 
     sessions: Sequence[Any]
     step: Step
+    jobs: Sequence[Any] = ()
 
 
 async def last_modified(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any]) -> int | None:
@@ -239,11 +253,15 @@ class _Source:
             if value is None:
                 raise NotFoundError(f"failed to retrieve HTTP auth secret {self.auth_secret}: not found")
             return value
-        header = await _secret(job, f"HTTP_AUTH_HEADER_{self.host}")
-        if header is not None:
-            return header
-        token = await _secret(job, f"HTTP_AUTH_TOKEN_{self.host}")
-        return f"Bearer {token}" if token is not None else ""
+        # BuildKit's names have no port; with one they mean a single server.
+        for host in dict.fromkeys((self.host, urlsplit(self.url).hostname or "")):
+            header = await _secret(job, f"HTTP_AUTH_HEADER_{host}")
+            if header is not None:
+                return header
+            token = await _secret(job, f"HTTP_AUTH_TOKEN_{host}")
+            if token is not None:
+                return f"Bearer {token}"
+        return ""
 
 
 async def _secret(job: Any, id: str) -> str | None:
@@ -311,7 +329,7 @@ class _Fetch:
         return found
 
     def _conditional(self, kept: Mapping[str, Any]) -> dict[str, str]:
-        return {**self._headers, "if-none-match": ", ".join(f'"{tag}"' for tag in kept)} if kept else self._headers
+        return {**self._headers, "if-none-match": ", ".join(kept)} if kept else self._headers
 
     def _head(self, kept: Mapping[str, tuple[_File, Ref]]) -> _File | None:
         # Some servers give another ETag for what they would compress; HEAD costs nothing, so ask for that one too.
@@ -483,7 +501,8 @@ def _load(ref: Ref) -> _File | None:
 
 
 def _etag(headers: Mapping[str, str]) -> str:
-    return (headers.get("etag") or "").removeprefix("W/").strip('"')
+    """As the server writes it, quoted or (against RFC 9110) not: it may know it again only so. Weak ones are as good here."""
+    return (headers.get("etag") or "").strip().removeprefix("W/")
 
 
 def _modified(headers: Mapping[str, str]) -> int | None:

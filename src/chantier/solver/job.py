@@ -88,6 +88,7 @@ class Job:
         self.closed = False
         self.keep_failed = False  # operations that fail put what they had made so far into `failures`, for the job's owner
         self.failures: list[Any] = []
+        self.resolved: dict[str, Any] = {}  # operations keep here what the world outside told this job, to ask but once
         self._solver = solver
         self._waiters: set[Waiter] = set()
 

@@ -58,6 +58,10 @@ class JobContext(Protocol):
     def sessions(self) -> Sequence[Any]:
         """Sessions of all builds that want the vertex now, first asked first (session.Session in the engine)."""
 
+    @property
+    def jobs(self) -> Sequence[Any]:
+        """The builds themselves (`Job`)."""
+
 
 ContentKey = Callable[[Any, Any], Awaitable[str]]
 """(job, result) -> digest of the content: the slow key. Further digests by which caches made elsewhere know the same content
