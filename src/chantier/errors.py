@@ -16,7 +16,8 @@
     |- StepError                       a process of the build ended badly: argv, exit status
     |- SolveError                      wraps any of these with the vertex it happened in
     |- CancelledError_                 the build was cancelled
-    |- SessionError                    the client's machine did not answer
+    |- SessionError                    the client's machine did not answer, or refused
+    |  `- SessionLostError             it has gone away
     |- StoreError                      the state under root cannot be read or written
     |  `- DiskFullError
     `- UnsupportedError                this machine, kernel or build cannot do it
@@ -216,6 +217,10 @@ class SessionError(ChantierError):
     pass
 
 
+class SessionLostError(SessionError):
+    """The client has gone away, or was cut off: nothing more can be asked of it."""
+
+
 class StoreError(ChantierError):
     exit_code = 100
     grpc_code = 13
@@ -262,6 +267,7 @@ __all__ = [
     "ReferenceError_",
     "RegistryError",
     "SessionError",
+    "SessionLostError",
     "SolveError",
     "Source",
     "SourceRange",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from google.rpc import status_pb2
 
-from chantier.llb import image, mkfile, scratch
+from chantier.llb import Mount, image, mkfile, scratch
 from chantier.pb import gateway_pb2 as pb
 from chantier.pb import ops_pb2
 from chantier.wire import GrpcError, Stub
@@ -205,12 +205,13 @@ def test_a_terminal_has_the_clients_size(daemon: Chantierd) -> None:
 def test_a_failed_step_can_be_looked_into(daemon: Chantierd) -> None:
     async def run() -> None:
         script = "echo changed > /etc/motd; exit 4"
-        failing = image("alpine").run(args=["/bin/sh", "-c", script]).root.marshal()
+        failing = image("alpine").run(args=["/bin/sh", "-c", script], mounts=[Mount(target="/empty")]).root.marshal()
         async with driven(daemon) as build:
             error = await refused(build.make(failing, evaluate=True))
             detail = next(d.json() for d in error.details if d.name == "errdefs.Solve")
-            assert len(detail["inputIDs"]) == 1
-            assert len(detail["mountIDs"]) == len(detail["op"]["exec"]["mounts"])
+            # One of each for every mount, also of one that nothing was given to.
+            assert len(detail["inputIDs"]) == len(detail["mountIDs"]) == len(detail["op"]["exec"]["mounts"]) == 2
+            assert detail["inputIDs"][1] == ""
             for id, wanted in ((detail["mountIDs"][0], b"changed\n"), (detail["inputIDs"][0], b"")):
                 mounts = [ops_pb2.Mount(dest="/", resultID=id)]
                 await build.bridge.unary("NewContainer", pb.NewContainerRequest(ContainerID=f"c{id}", Mounts=mounts))
@@ -235,9 +236,42 @@ def test_releasing_a_container_ends_the_processes_in_it(daemon: Chantierd) -> No
             async with build.bridge.stream("ExecProcess") as call:
                 await call.send(init("p", "sleep", "60"))
                 assert (await call.read()).WhichOneof("Input") == "Started"
-                await build.bridge.unary("ReleaseContainer", pb.ReleaseContainerRequest(ContainerID="c"))
+                # As the stock daemon answers when it had to stop something.
+                error = await refused(build.bridge.unary("ReleaseContainer", pb.ReleaseContainerRequest(ContainerID="c")))
+                assert (error.code, error.message) == (1, "context canceled")
                 _, ended = await outcome(call, "p")
                 assert ended.Error.message == "context canceled"
+            await build.returns()
+
+    asyncio.run(run())
+
+
+def test_a_frontend_given_nothing_for_an_input_says_so(daemon: Chantierd) -> None:
+    async def run() -> None:
+        async with driven(daemon) as build:
+            nothing = {name: ops_pb2.Definition() for name in ("context", "dockerfile")}
+            error = await refused(build.bridge.unary("Solve", pb.SolveRequest(Frontend="dockerfile.v0", FrontendInputs=nothing)))
+            assert "invalid nil input definition to definition op" in error.message
+            await build.returns()
+
+    asyncio.run(run())
+
+
+def test_a_client_without_directories_needs_none(daemon: Chantierd) -> None:
+    """A Dockerfile that copies nothing is built from an input alone: the client offers no context to look for an ignore file in."""
+
+    async def run() -> None:
+        async with driven(daemon) as build:
+            text = scratch().mkfile("/Dockerfile", b"FROM scratch\n").marshal()
+            asked = pb.SolveRequest(
+                Frontend="dockerfile.v0",
+                FrontendInputs={"dockerfile": text},
+                FrontendOpt={"platform": "linux/amd64,linux/arm64"},
+                allowResultReturn=True,
+                allowResultArrayRef=True,
+            )
+            answer = await build.bridge.unary("Solve", asked)
+            assert set(answer.result.refs.refs) == {"linux/amd64", "linux/arm64"}
             await build.returns()
 
     asyncio.run(run())

@@ -130,7 +130,7 @@ class Gateway:
         return build_status(err, [solve_detail(err, ref, self._kept(err))])
 
     def _kept(self, err: ChantierError) -> dict[str, list[str]]:
-        """Ids of what a failed step was given and left, for containers that look into it."""
+        """Ids of what a failed step was given and left, by its mounts, for containers that look into it."""
         failed = failed_step(err)
         if failed is None:
             return {}
@@ -141,12 +141,8 @@ class Gateway:
             job.failures.append(failed)
         known = self._failures.get(id(failed))
         if known is None:
-            given = {
-                mount.input: ref for mount, ref in zip(failed.op.exec.mounts, failed.inputs, strict=True) if mount.input >= 0
-            }
-            inputs = [given.get(number) for number in range(len(failed.op.inputs))]
             known = self._failures[id(failed)] = {
-                "inputIDs": [self._keep(ref) for ref in inputs],
+                "inputIDs": [self._keep(ref) for ref in failed.inputs],
                 "mountIDs": [self._keep(ref) for ref in failed.mounts],
             }
         return known

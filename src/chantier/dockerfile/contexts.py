@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from posixpath import basename, dirname, join
 from typing import TypeVar
 
-from chantier.errors import ChantierError, IntegrityError, NotFoundError, ReferenceError_, SessionError, UsageError
+from chantier.errors import ChantierError, IntegrityError, NotFoundError, ReferenceError_, SessionLostError, UsageError
 from chantier.llb import (
     Copying,
     FileAction,
@@ -189,9 +189,9 @@ class Contexts:
             made = await self._http_context(made, value)
         else:
             if not made.force_local_dockerfile and made.dockerfile_local in self.inputs:
-                made = replace(made, dockerfile=from_definition(self.inputs[made.dockerfile_local]))
+                made = replace(made, dockerfile=_input_state(self.inputs[made.dockerfile_local]))
             if "context" in self.inputs:
-                made = replace(made, state=from_definition(self.inputs["context"]))
+                made = replace(made, state=_input_state(self.inputs["context"]))
         if made.state is not None and "contextsubdir" in opts:
             scoped = FileAction().copy(made.state, opts["contextsubdir"], "/", Copying(contents_only=True))
             made = replace(made, state=scratch().file(scoped))
@@ -326,7 +326,7 @@ class NamedContext:
     def _input(self, name: str) -> tuple[State, Image | None]:
         if name not in self.contexts.inputs:
             raise UsageError(f"invalid input {name} for {self.key}")
-        state = from_definition(self.contexts.inputs[name])
+        state = _input_state(self.contexts.inputs[name])
         text = self.contexts.opts.get("input-metadata:" + name)
         if text is None:
             return state, None
@@ -424,12 +424,21 @@ async def _read_either(ref: SolvedRef, filename: str) -> bytes:
         raise
 
 
+def _input_state(definition: pb.Definition) -> State:
+    """The tree of an input. One that was never made has not even the description of an operation."""
+    if not definition.metadata:
+        raise UsageError("invalid nil input definition to definition op")
+    return from_definition(definition)
+
+
 async def _try_read(ref: SolvedRef, name: str) -> bytes | None:
     try:
         return await ref.read_file(name)
-    except SessionError:
+    except SessionLostError:
         raise
-    except ChantierError:  # an ignore file that cannot be read is as good as none, as in BuildKit
+    except (
+        ChantierError
+    ):  # a client may also offer no directories at all; an ignore file that cannot be read is as good as none, as in BuildKit
         return None
 
 

@@ -424,8 +424,8 @@ def _wants(scope: Scope, node: Node, key: str) -> bool:
 
 def _image_platform(platforms: Platforms, image: Platform) -> Platform:
     """An explicit target is what the image says it is for, whatever its base said."""
-    if platforms.implicit:
-        return image.normalise()
+    if platforms.implicit:  # a context in place of a stage has no config, and then the image is for nothing in particular
+        return image.normalise() if image.os or image.architecture else image
     target = platforms.target
     same = (target.os, target.architecture) == (image.os, image.architecture)
     return Platform(

@@ -38,13 +38,13 @@ async def frontend(opts: Mapping[str, str], inputs: Mapping[str, pb.Definition],
     missing = _missing_cap(opts.get("frontend.caps", ""))
     contexts = Contexts(_Resolving(bridge), opts, inputs)
     source = await contexts.read_dockerfile()
-    if "cmdline" not in opts:
-        forwarded = await _forward(opts, inputs, bridge, source)
-        if forwarded is not None:
-            return forwarded
-    if missing is not None:
-        raise missing
     try:
+        if "cmdline" not in opts:
+            forwarded = await _forward(opts, inputs, bridge, source)
+            if forwarded is not None:
+                return forwarded
+        if missing is not None:
+            raise missing
         if options.request:
             return await _answer(options, contexts, source)
         return await _build(options, contexts, source)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from chantier.cache import Ref
-from chantier.errors import ChantierError, NotFoundError, PolicyError, UsageError
+from chantier.errors import CancelledError_, ChantierError, NotFoundError, PolicyError, UsageError
 from chantier.op.container import ContainerSpec, HeldContainer
 from chantier.op.worker import threaded
 from chantier.pb import fsutil_pb2
@@ -93,9 +93,11 @@ class Containers:
         return found
 
     async def release(self, id: str) -> None:
+        """Raises NotFoundError; CancelledError_ if it had to stop something, which clients of BuildKit expect to hear of."""
         found = self.get(id)
         del self._open[id]
-        await found.close()
+        if not await found.close():
+            raise CancelledError_
 
     async def close(self) -> None:
         containers, self._open = self._open, {}

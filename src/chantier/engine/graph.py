@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from chantier.errors import PolicyError
+from chantier.errors import PolicyError, UsageError
 from chantier.llb.definition import Graph, LoadedVertex
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Group
@@ -15,7 +15,8 @@ from chantier.solver.types import Edge, Vertex
 def to_edge(graph: Graph, entitlements: Collection[str]) -> Edge | None:
     """The edge that the graph's result stands for; None for an empty graph.
 
-    Raises PolicyError `failed to load LLB: network.host is not allowed` where an operation needs what was not granted.
+    Raises PolicyError `failed to load LLB: network.host is not allowed` where an operation needs what was not granted,
+    UsageError for what cannot be granted at all.
     """
     if graph.root is None:
         return None
@@ -46,6 +47,8 @@ def to_vertex(loaded: LoadedVertex, inputs: tuple[Edge, ...]) -> Vertex:
 def _check_entitlements(op: pb.Op, granted: Collection[str]) -> None:
     if op.WhichOneof("op") != "exec":
         return
+    if op.exec.security not in (pb.SecurityMode.SANDBOX, pb.SecurityMode.INSECURE):
+        raise UsageError(f"failed to load LLB: invalid security mode {op.exec.security}")
     if op.exec.network == pb.NetMode.HOST and "network.host" not in granted:
         raise PolicyError(
             "failed to load LLB: network.host is not allowed", hint="grant it with --allow network.host, if the builder allows it"

@@ -22,7 +22,7 @@ def check_metadata(metadata: Mapping[str, bytes]) -> None:
     listed(metadata)
     for key, data in metadata.items():
         if key == _CONFIG or key.startswith(_CONFIG + "/"):
-            _check_config(_read(data, "image config for export"))
+            _check_config(_read(data, "image config for export"), alone=_PLATFORMS not in metadata)
 
 
 def listed(metadata: Mapping[str, bytes]) -> list[tuple[str, Platform]]:
@@ -51,19 +51,20 @@ def _read(data: bytes, what: str) -> Any:
         raise UsageError(f"failed to parse {what}: {err}") from err
 
 
-def _check_config(config: Any) -> None:
+def _check_config(config: Any, *, alone: bool) -> None:
+    """`alone` where nothing else says what platform it is for."""
     if config is None:
         raise UsageError("invalid null image config for export")
     if not isinstance(config, dict):
         raise UsageError("invalid image config for export")
-    if bool(config.get("os")) != bool(config.get("architecture")):
+    if alone and bool(config.get("os")) != bool(config.get("architecture")):
         raise UsageError("invalid image config: os and architecture must be specified together")
 
 
 def verify(result: FrontendResult, attrs: Mapping[str, str], reporter: Reporter) -> None:
     """Warn where the platforms of a result are not those that were asked for."""
     wanted = [text for text in attrs.get("platform", "").split(",") if text]
-    if attrs.get("requestid") or not result.refs:
+    if attrs.get("requestid") or all(ref is None for ref in result.refs.values()):  # an answer to a question, no build
         return
     wanted = wanted or [str(host_platform())]
     said = _difference(wanted, result)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
-from chantier.errors import ChantierError, NotFoundError, SessionError, UnsupportedError, UsageError
+from chantier.errors import ChantierError, NotFoundError, SessionError, SessionLostError, UnsupportedError, UsageError
 from chantier.pb import auth_pb2, content_pb2, control_pb2, filesync_pb2, health_pb2, secrets_pb2, ssh_pb2, upload_pb2
 from chantier.wire import Channel, ClientCall, GrpcError, Limits, Metadata, ServerCall, Tunnel, client_endpoint
 
@@ -70,7 +70,7 @@ class RemoteSession:
         if err.code == _NOT_FOUND:
             return NotFoundError(err.message)
         if err.code == _UNAVAILABLE:
-            return SessionError(f"{what}{': ' if what else ''}{err.message}", hint="the client has gone away, or was cut off")
+            return SessionLostError(f"{what}{': ' if what else ''}{err.message}", hint="the client has gone away, or was cut off")
         if err.code == _UNIMPLEMENTED:
             return UnsupportedError(f"{what}{': ' if what else ''}the client does not offer this ({err.message})")
         return SessionError(err.go_text if not what else f"{what}: {err.go_text}")
