@@ -152,3 +152,41 @@ def test_a_verifier_asks_and_decides(daemon: Chantierd) -> None:
                 await asyncio.gather(carrying, return_exceptions=True)
 
     asyncio.run(run())
+
+
+@pytest.mark.root
+@pytest.mark.registry
+def test_a_verifier_may_wait_for_one_source_before_another(daemon: Chantierd) -> None:
+    """All sources of a definition are asked about at the same time, as the stock daemon does."""
+    from chantier.pb import policysession_pb2 as ps
+    from chantier.session.remote import ID_KEY, METHOD_KEY
+    from chantier.wire import Health, Server, Service, Tunnel
+
+    async def run() -> None:
+        second = asyncio.Event()
+
+        async def check(request: ps.CheckPolicyRequest, call: Any) -> ps.CheckPolicyResponse:
+            if request.Source.Source.identifier == ALPINE:
+                await asyncio.wait_for(second.wait(), 20)
+            else:
+                second.set()
+            return ps.CheckPolicyResponse(decision=ps.DecisionResponse())
+
+        name = "moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier"
+        session = new_id()
+        definition = image("alpine").copy(image("other"), "/z", "/z").marshal()
+        async with daemon.client() as channel:
+            control = Stub(channel, CONTROL)
+            server = Server([Service(name, {"CheckPolicy": check}), Health().service()])
+            metadata = [(ID_KEY, session), (METHOD_KEY, f"/{name}/CheckPolicy")]
+            async with control.stream("Session", metadata=metadata) as call:
+                tunnel = Tunnel(call, server.attach, control_pb2.BytesMessage)
+                carrying = asyncio.create_task(tunnel.run())
+                request = control_pb2.SolveRequest(Ref=new_id(), Definition=definition, SourcePolicySession=session)
+                with pytest.raises(GrpcError, match="library/other:latest: not found"):
+                    await control.unary("Solve", request, timeout_s=60)
+                assert second.is_set()
+                carrying.cancel()
+                await asyncio.gather(carrying, return_exceptions=True)
+
+    asyncio.run(run())

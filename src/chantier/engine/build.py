@@ -171,6 +171,7 @@ class Build:
                 number=number,
                 mount_dir=engine.mount_dir,
                 inline_cache=inline if self._caches.inline else None,
+                pushed=engine.images.pushed,
             )
             digest = "sha256:" + hashlib.sha256(f"{getattr(session, 'id', '')}-export-{number}".encode()).hexdigest()
             with step(self.reporter, exporter.name, digest=digest) as shown:

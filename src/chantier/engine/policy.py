@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from chantier.errors import PolicyError, UsageError
 from chantier.llb.definition import raw_ops
+from chantier.op.worker import run_all
 from chantier.pb import ops_pb2 as pb
 from chantier.pb import sourcepolicy_pb2 as sp
 from chantier.spec import digest_of
@@ -141,18 +142,26 @@ def in_turn(checks: Sequence[SourceCheck]) -> SourceCheck:
 
 
 async def checked_sources(definition: pb.Definition, check: SourceCheck) -> dict[str, pb.SourceOp]:
-    """What the check makes of a definition's sources, where it changes them, by digests of the definition's operations."""
+    """What the check makes of a definition's sources, where it changes them, by digests of the definition's operations.
+
+    They are checked at the same time: a verifier may have to wait for one to decide of another.
+    """
     changed: dict[str, pb.SourceOp] = {}
+
+    async def one(raw: bytes, op: pb.Op) -> None:
+        made = await check(op.source, op.platform if op.HasField("platform") else None)
+        if made != op.source:
+            changed[digest_of(raw)] = made
+
+    checks = []
     for raw in raw_ops(definition):
         if b"://" not in raw:
             continue
         op = pb.Op()
         op.ParseFromString(raw)
-        if op.WhichOneof("op") != "source":
-            continue
-        made = await check(op.source, op.platform if op.HasField("platform") else None)
-        if made != op.source:
-            changed[digest_of(raw)] = made
+        if op.WhichOneof("op") == "source":
+            checks.append(one(raw, op))
+    await run_all(checks)
     return changed
 
 

@@ -39,6 +39,8 @@ async def push_image(image: Image, name: str, options: ImageOptions, context: Ex
                     ref if blob.descriptor.digest == image.root.digest and not options.push_by_digest else replace(ref, tag="")
                 )
                 await asyncio.to_thread(registry.push_manifest, target, blob.data, blob.descriptor.media_type)
+                if target is ref and blob.data is not None:
+                    await asyncio.to_thread(context.pushed, ref, blob.descriptor, blob.data)
     except RegistryError as err:
         raise err.reworded(f"failed to push {ref}: {err.brief}") from err
 

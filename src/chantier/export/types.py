@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from chantier.cache import Cache, LayerBlob, Ref
 from chantier.progress import Reporter, Step
 from chantier.session.types import Session
-from chantier.spec import Platform
+from chantier.spec import Descriptor, Platform, Reference
 from chantier.store import BlobStore
 
 Response = dict[str, str]
@@ -69,6 +69,7 @@ class ExportContext:
     mount_dir: Path  # where results may be mounted while they are read
     cancelled: Callable[[], bool] = lambda: False
     inline_cache: InlineCache | None = None  # what an image with these layers carries as its cache
+    pushed: Callable[[Reference, Descriptor, bytes], None] = lambda *_: None  # told what a name means now: any thread
 
 
 InlineCache = Callable[[str, Sequence[LayerBlob], Step], Awaitable[bytes | None]]

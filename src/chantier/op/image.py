@@ -128,6 +128,11 @@ class ImageResolver:
             task.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(task)
 
+    def pushed(self, ref: Reference, descriptor: Descriptor, data: bytes) -> None:
+        """A name has a meaning that was given it here: what was remembered of it is no longer so."""
+        self._known.keep(descriptor.digest, descriptor.media_type, data)
+        self._known.saw(str(ref), descriptor.digest, descriptor.media_type, ref.domain)
+
     def _resolve(self, ref: Reference, platform: Platform, mode: str, sessions: Sequence[Any]) -> ResolvedImage:
         registry = _Nobody(ref) if mode == "never" else self._registry_for(sessions)
         seen: Seen | None = None
