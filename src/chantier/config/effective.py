@@ -28,6 +28,8 @@ _MEANT: dict[Path, Any] = {
     ("log", "level"): "info",
     ("worker", "oci", "gc"): True,
     ("worker", "oci", "networkMode"): "auto",
+    ("worker", "oci", "bridgeName"): "buildkit0",
+    ("worker", "oci", "bridgeSubnet"): "10.10.0.0/16",
     ("worker", "oci", "snapshotter"): "auto",
     ("worker", "oci", "max-parallelism"): 0,
     ("history", "maxAge"): 48 * 3600,

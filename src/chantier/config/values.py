@@ -121,12 +121,17 @@ class WorkerConfig:
     max_used_space: Size = toml("maxUsedSpace", SIZE, Size())
     min_free_space: Size = toml("minFreeSpace", SIZE, Size())
     gc_policies: tuple[GcPolicyConfig, ...] = toml("gcpolicy", Table(GcPolicyConfig, many=True))
-    network_mode: str = toml("networkMode", choice("auto", "host", "none", "cni", "bridge"), "")
-    cni_config_path: str = toml("cniConfigPath", TEXT, "")
-    cni_binary_path: str = toml("cniBinaryPath", TEXT, "")
-    cni_pool_size: int = toml("cniPoolSize", COUNT, 0)
-    bridge_name: str = toml("bridgeName", TEXT, "")
-    bridge_subnet: str = toml("bridgeSubnet", TEXT, "")
+    network_mode: str = toml(
+        "networkMode",
+        choice("auto", "host", "none", "cni", "bridge"),
+        "",
+        about="the network of steps that ask for none in particular; auto: cni if its configuration is there, else host",
+    )
+    cni_config_path: str = toml("cniConfigPath", TEXT, "", about="configuration of CNI: /etc/buildkit/cni.json if not set")
+    cni_binary_path: str = toml("cniBinaryPath", TEXT, "", about="directories of CNI plugins, with colons between them")
+    cni_pool_size: int = toml("cniPoolSize", COUNT, 0, about="networks to keep ready, of bridge and of cni")
+    bridge_name: str = toml("bridgeName", TEXT, "", about="the bridge of networkMode bridge: buildkit0 if not set")
+    bridge_subnet: str = toml("bridgeSubnet", TEXT, "", about="its IPv4 network: 10.10.0.0/16 if not set")
     apparmor_profile: str = toml("apparmor-profile", TEXT, "")
     selinux: bool = toml("selinux", BOOL, False)
     max_parallelism: int = toml("max-parallelism", COUNT, 0)

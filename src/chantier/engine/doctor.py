@@ -235,8 +235,11 @@ def _helper(asked: _Asked) -> list[Finding]:
 
 
 def _network(asked: _Asked) -> list[Finding]:
+    from chantier.runtime.network import modes_here
+
     tools = [name for name in ("pasta", "slirp4netns") if shutil.which(name)]
-    return [Finding(name="network", state=OK, found="host and none" + (f"; {', '.join(tools)} found" if tools else ""))]
+    modes = ", ".join(modes_here())
+    return [Finding(name="network", state=OK, found=f"steps may have {modes}" + (f"; {', '.join(tools)} found" if tools else ""))]
 
 
 def _binfmt(asked: _Asked) -> list[Finding]:

@@ -14,8 +14,8 @@ Three names to know: `open_networks`, `Networks`, `recover`.
 
 from __future__ import annotations
 
-from .choose import mode_of, open_networks
+from .choose import mode_of, modes_here, open_networks
 from .leases import recover
 from .pool import Networks, Same
 
-__all__ = ["Networks", "Same", "mode_of", "open_networks", "recover"]
+__all__ = ["Networks", "Same", "mode_of", "modes_here", "open_networks", "recover"]

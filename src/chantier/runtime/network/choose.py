@@ -9,7 +9,9 @@ from pathlib import Path
 
 from chantier.config import OciConfig, is_rootless
 from chantier.errors import UnsupportedError
+from chantier.kernel import in_user_namespace
 
+from . import firewall
 from .bridge import Bridge
 from .cni import BINARY_DIRS, Cni, load
 from .leases import Leases, Provider
@@ -42,6 +44,15 @@ def mode_of(config: OciConfig, env: Mapping[str, str] = os.environ) -> str:
     return "cni" if os.path.exists(cni_config(config, env)) else "host"
 
 
+def modes_here() -> list[str]:
+    """The modes whose programs are on this machine; whether they may be used shows when they are."""
+    found = ["host", "none"]
+    if not in_user_namespace():
+        found += ["bridge"] if firewall.programs() else []
+        found += ["cni"] if any(os.path.exists(os.path.join(each, "bridge")) for each in BINARY_DIRS) else []
+    return found
+
+
 def open_networks(config: OciConfig, root: Path, env: Mapping[str, str] = os.environ) -> Networks | Same:
     """Networks for the steps of one engine; `root` is where its namespaces lie (ROOT/net). Raises ConfigError, NotFoundError.
 
@@ -63,4 +74,4 @@ def open_networks(config: OciConfig, root: Path, env: Mapping[str, str] = os.env
     return Networks(mode, provider, Leases(root), config.cni_pool_size)
 
 
-__all__ = ["cni_config", "mode_of", "open_networks"]
+__all__ = ["cni_config", "mode_of", "modes_here", "open_networks"]

@@ -22,13 +22,9 @@ _PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sb
 
 def open(bridge: str, subnet: ipaddress.IPv4Network) -> None:
     """Raises UnsupportedError that names what was tried."""
-    failed = []
-    for program, make in (("iptables", _iptables), ("nft", _nft)):
-        path = shutil.which(program, path=_PATH)
-        if path is None:
-            failed.append(f"{program}: not found")
-            continue
-        said = make(path, bridge, subnet)
+    failed = [f"{name}: not found" for name in _MAKERS if name not in programs()]
+    for program, path in programs().items():
+        said = _MAKERS[program](path, bridge, subnet)
         if not said:
             return
         failed.append(f"{program}: {said}")
@@ -38,12 +34,18 @@ def open(bridge: str, subnet: ipaddress.IPv4Network) -> None:
     )
 
 
+def programs() -> dict[str, str]:
+    """What can make rules here, the better first: name and path."""
+    found = {name: shutil.which(name, path=_PATH) for name in ("iptables", "nft")}
+    return {name: path for name, path in found.items() if path}
+
+
 def close(bridge: str, subnet: ipaddress.IPv4Network) -> None:
     """Remove the rules; those that are not there are no failure."""
-    if path := shutil.which("iptables", path=_PATH):
+    if path := programs().get("iptables"):
         for table, chain, rule in _rules(bridge, subnet):
             _run([path, "-w", "-t", table, "-D", chain, *rule])
-    if path := shutil.which("nft", path=_PATH):
+    if path := programs().get("nft"):
         _run([path, "delete", "table", "ip", _table(bridge)])
 
 
@@ -90,6 +92,9 @@ delete {table}
 }}
 """,
     )
+
+
+_MAKERS = {"iptables": _iptables, "nft": _nft}
 
 
 def _table(bridge: str) -> str:
