@@ -43,4 +43,23 @@ class Parser(argparse.ArgumentParser):
             choices = [str(c) for action in self._actions if not action.option_strings for c in action.choices or ()]
             sys.stdout.write("".join(word + "\n" for word in (*words, *choices)))
             raise SystemExit(0)
-        return self.parse_intermixed_args(list(args))
+        return self.parse_intermixed_args(self._ready(args))
+
+    def _ready(self, args: Sequence[str]) -> list[str]:
+        """An option's value may begin with a dash (`--buildkitd-flags --debug`); an unknown option is said before anything else."""
+        ready: list[str] = []
+        rest = list(args)
+        while rest:
+            word = rest.pop(0)
+            action = self._option_string_actions.get(word)
+            if word == "--":
+                return [*ready, word, *rest]
+            if action is not None and action.nargs is None and rest:
+                value = rest.pop(0)
+                dash = value.startswith("-") and value != "-"
+                ready += [f"{word}={value}" if word.startswith("--") else f"{word}{value}"] if dash else [word, value]
+                continue
+            if word.startswith("--") and word.split("=", maxsplit=1)[0] not in self._option_string_actions:
+                self.error(f"unrecognized arguments: {word}")
+            ready.append(word)
+        return ready

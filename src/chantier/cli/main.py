@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    return _USAGE.format(commands="\n".join(f"  {name:10} {about}" for name, (_, about) in COMMANDS.items()))
+    return _USAGE.format(commands="\n".join(f"  {name:11} {about}" for name, (_, about) in COMMANDS.items()))
 
 
 def run_command(command: Callable[[Sequence[str], bool], int], args: Sequence[str], *, debug: bool) -> int:
