@@ -15,12 +15,19 @@ from pathlib import Path
 _SCRIPT = Path(__file__).parents[2] / "scripts/get-buildx"
 
 
+_PROGRAMS = {
+    "usr/sbin/dockerd": ("docker.io", "docker-cli", "containerd", "tini"),
+    "usr/libexec/docker/cli-plugins/docker-buildx": ("docker-buildx",),
+    "usr/bin/kubectl": ("kubectl",),
+}
+
+
 def unpacked() -> Path:
     """Where the programs lie: unpacked once for a machine."""
     where = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chantier-tests/docker"
-    if not (where / "usr/sbin/dockerd").exists():
-        packages = ("docker.io", "docker-cli", "docker-buildx", "containerd", "tini")
-        done = subprocess.run([_SCRIPT, where, *packages], capture_output=True, text=True, timeout=300, check=False)
+    missing = [package for program, packages in _PROGRAMS.items() if not (where / program).exists() for package in packages]
+    if missing:
+        done = subprocess.run([_SCRIPT, where, *missing], capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
     return where
 

@@ -3,37 +3,31 @@
 
 from __future__ import annotations
 
-import os
+import io
+import re
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 
+from chantier.testing.registry import FakeRegistry
+
 from ..conftest import Command, Done, RealRegistry, start_registry
-from .peers import Engine, start_engine
+from .conftest import BUILDER_IMAGE
+from .peers import Engine
 
 pytestmark = [
     pytest.mark.root, pytest.mark.runc, pytest.mark.registry, pytest.mark.network, pytest.mark.docker, pytest.mark.slow,
     pytest.mark.timeout(900),
 ]  # fmt: skip
-_SCRIPT = Path(__file__).parents[2] / "scripts/builder-image"
-IMAGE = "chantier/builder:test"
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """With the image in it that the project's own script builds."""
-    with start_engine(tmp_path_factory.mktemp("docker")) as found:
-        env = {**os.environ, "DOCKER_HOST": found.address, "CHANTIER_ROOT": str(tmp_path_factory.mktemp("state"))}
-        env.pop("CHANTIER_CONFIG", None)
-        done = subprocess.run(
-            [_SCRIPT, "--builder", "embedded", "--progress=plain", "-t", IMAGE, "--load"],
-            env=env, capture_output=True, text=True, timeout=850, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
-        yield found
+@pytest.fixture
+def engine(builder_engine: Engine) -> Engine:
+    return builder_engine
 
 
 @pytest.fixture
@@ -47,33 +41,90 @@ def command(tmp_path: Path, engine: Engine, registry: RealRegistry, base: str) -
 
 
 def create(command: Command, name: str, config: Path, *more: str) -> Done:
-    opts = f"image={IMAGE},network=host"
+    opts = f"image={BUILDER_IMAGE},network=host"
     args = ("--driver", "docker-container", "--driver-opt", opts, "--buildkitd-config", str(config), "--bootstrap")
     return command("create", "--name", name, *args, *more, timeout=120).ok()
 
 
-def test_a_mirror(command: Command, engine: Engine, registry: RealRegistry, tmp_path: Path) -> None:
+def test_a_mirror(command: Command, engine: Engine, registry: RealRegistry, tmp_path: Path, counting: FakeRegistry) -> None:
     config = tmp_path / "buildkitd.toml"
     config.write_text(
         f'debug = true\n[registry."docker.io"]\nmirrors = ["{registry.host}"]\n[registry."{registry.host}"]\nhttp = true\n'
-        "[worker.oci]\nmax-parallelism = 4\n"
+        f'[registry."{counting.authority}"]\nhttp = true\n[worker.oci]\nmax-parallelism = 4\n'
     )
     made = create(command, "box", config)
     assert made.out == "box\n" and "creating container buildx_buildkit_box0" in made.err
     command.build("FROM alpine\nRUN echo in > /the-box\n", "--builder", "box", "-o", str(tmp_path / "out")).ok()
     assert (tmp_path / "out/the-box").read_text() == "in\n"
-    log = engine.docker("logs", "buildx_buildkit_box0", check=False)
-    assert "fetch response received" in log and registry.host in log
+    _the_mirror_answered(engine.docker("logs", "buildx_buildkit_box0", check=False), registry.host)
     stored = engine.docker("exec", "buildx_buildkit_box0", "cat", "/etc/buildkit/buildkitd.toml")
     assert f"[registry.'docker.io']\nmirrors = ['{registry.host}']" in stored
     host = engine.docker("inspect", "--format", "{{.HostConfig.Privileged}}", "buildx_buildkit_box0")
     assert host.strip() == "false"
+    _four_steps_at_a_time(command, tmp_path)
+    _four_connections_for_blobs_and_one_for_metadata(command, counting, tmp_path)
     _change(command, engine, config)
     command("stop", "box").ok()
     assert "box0 stopped" in command("ls", "--format", "{{.Name}} {{.Status}}").ok().out
     command.build("FROM alpine\nRUN echo in > /the-box\n", "--builder", "box", "-o", str(tmp_path / "out")).ok()
     command("rm", "box").ok()
     assert engine.docker("ps", "-aq").strip() == "" and engine.docker("volume", "ls", "-q").strip() == ""
+
+
+def _the_mirror_answered(log: str, mirror: str) -> None:
+    """Requests and answers with their headers, as the page shows them."""
+    asked = [line for line in log.splitlines() if 'msg="do request"' in line and f"host={mirror}" in line.replace('"', "")]
+    assert any("request.method=HEAD" in line or "request.method=GET" in line for line in asked), log
+    answers = [line for line in log.splitlines() if 'msg="fetch response received"' in line]
+    good = [line for line in answers if 'response.status="200 OK"' in line and mirror in line]
+    headers = {name for line in good for name in re.findall(r"response\.header\.([\w-]+)=", line)}
+    assert {"content-length", "content-type", "date", "docker-content-digest", "docker-distribution-api-version"} <= headers
+    assert f"http://{mirror}/v2/library/alpine/manifests/latest?ns=docker.io" in log
+
+
+_STAGE = 'FROM alpine AS s{0}\nRUN cut -d" " -f1 /proc/uptime >/t{0}; sleep 1.5; cut -d" " -f1 /proc/uptime >>/t{0}\n'
+
+
+def _four_steps_at_a_time(command: Command, tmp_path: Path) -> None:
+    text = "".join(_STAGE.format(i) for i in range(12)) + "FROM scratch\n"
+    text += "".join(f"COPY --from=s{i} /t{i} /\n" for i in range(12))
+    command.build(text, "--builder", "box", "-o", str(tmp_path / "times")).ok()
+    points = []
+    for i in range(12):
+        begun, ended = (tmp_path / f"times/t{i}").read_text().split()
+        points += [(float(begun), 1), (float(ended), -1)]
+    most = now = 0
+    for _, change in sorted(points):
+        now += change
+        most = max(most, now)
+    assert 2 < most <= 4
+
+
+@pytest.fixture
+def counting() -> Iterator[FakeRegistry]:
+    """With an image of twelve layers that take their time."""
+    with FakeRegistry(delay_s=0.3) as found:
+        found.add_image("many", "1", [_layer(i) for i in range(12)])
+        yield found
+
+
+def _layer(number: int) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        data = str(number).encode() * 1000
+        info = tarfile.TarInfo(f"f{number}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def _four_connections_for_blobs_and_one_for_metadata(command: Command, counting: FakeRegistry, tmp_path: Path) -> None:
+    image = f"{counting.authority}/many:1"
+    text = f"FROM {image} AS one\nFROM scratch\nCOPY --from=one / /\n"
+    command.build(text, "--builder", "box", "-o", str(tmp_path / "many")).ok()
+    assert len(list((tmp_path / "many").iterdir())) == 12
+    assert counting.peak_blobs == 4
+    assert counting.peak_metadata == 1
 
 
 def _change(command: Command, engine: Engine, config: Path) -> None:
@@ -142,7 +193,7 @@ def test_stock_buildx_uses_what_we_made_and_the_other_way_round(command: Command
     buildx("build", "--builder", "box", "-o", str(tmp_path / "theirs"), str(context))
     assert (tmp_path / "theirs/d").exists()
     command("rm", "box").ok()
-    buildx("create", "--name", "other", "--driver", "docker-container", "--driver-opt", f"image={IMAGE}", "--use")
+    buildx("create", "--name", "other", "--driver", "docker-container", "--driver-opt", f"image={BUILDER_IMAGE}", "--use")
     assert "other*" in command("ls").ok().out
     command("build", "-o", str(tmp_path / "ours"), str(context), timeout=200).ok()  # not booted yet, and chosen
     assert (tmp_path / "ours/d").exists()

@@ -25,7 +25,7 @@ from chantier.progress import Silent
 
 from ..conftest import RealRegistry, tree_of, write_config
 from ..daemon.conftest import _starter, _stop_all
-from .peers import Engine, start_engine
+from .peers import Engine
 
 pytestmark = [
     pytest.mark.root, pytest.mark.runc, pytest.mark.registry, pytest.mark.network, pytest.mark.docker, pytest.mark.slow,
@@ -41,18 +41,17 @@ class Three:
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory, registry: RealRegistry, base: str) -> Iterator[Three]:
+def three(tmp_path_factory: pytest.TempPathFactory, registry: RealRegistry, base: str, docker_engine: Engine) -> Iterator[Three]:
     work = tmp_path_factory.mktemp("three")
     env = {"HOME": str(work), "BUILDX_CONFIG": str(work / "buildx"), "PATH": "/usr/bin:/bin"}
     start, started = _starter(work, registry)
     daemon = start()
-    with start_engine(tmp_path_factory.mktemp("docker"), {"registry-mirrors": [f"http://{registry.host}"]}) as engine:
-        embedded = Embedded(root=work / "state", config=write_config(work / "embedded.toml", registry), env=env)
-        ours = open_builder(daemon.address, env=env)
-        theirs = open_builder("default", env={**env, "DOCKER_HOST": engine.address})
-        yield Three(embedded, ours, theirs, engine)
-        for driver in (embedded, ours, theirs):
-            driver.close()
+    embedded = Embedded(root=work / "state", config=write_config(work / "embedded.toml", registry), env=env)
+    ours = open_builder(daemon.address, env=env)
+    theirs = open_builder("default", env={**env, "DOCKER_HOST": docker_engine.address})
+    yield Three(embedded, ours, theirs, docker_engine)
+    for driver in (embedded, ours, theirs):
+        driver.close()
     _stop_all(started)
 
 

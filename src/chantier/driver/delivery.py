@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from chantier.errors import ConfigError, UsageError
 
 from . import gotoml
 from .certificate import check_config, place, raise_all
-from .container_spec import CONFIG_DIR
+from .container_spec import CONFIG_DIR, check_path
 from .store import CONFIG_NAME
 
 _NOT_IN_HOST = re.compile(r"[^a-zA-Z0-9.-]+")
@@ -72,8 +74,21 @@ def _take(files: dict[str, bytes], folder: str, path: str, kind: str) -> str:
     return f"{CONFIG_DIR}/{name}"
 
 
+@contextmanager
+def unpacked(files: Mapping[str, bytes]) -> Iterator[str]:
+    """The config's text with paths of this machine, where its certificates lie while the context lasts; nobody else reads them."""
+    with tempfile.TemporaryDirectory(prefix="chantier-certs-") as directory:
+        for name, data in files.items():
+            if name != CONFIG_NAME:
+                check_path(name)
+                where = Path(directory, name)
+                where.parent.mkdir(parents=True, exist_ok=True)
+                where.write_bytes(data)
+        yield text_of(files).replace(f"{CONFIG_DIR}/certs/", f"{directory}/certs/")
+
+
 def text_of(files: Mapping[str, bytes] | None) -> str:
     return (files or {}).get(CONFIG_NAME, b"").decode("utf-8", "surrogateescape")
 
 
-__all__ = ["collect", "files_of", "text_of"]
+__all__ = ["collect", "files_of", "text_of", "unpacked"]

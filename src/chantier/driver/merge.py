@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,15 @@ from chantier.session.types import Credentials
 from chantier.spec import Reference, new_id
 from chantier.spec.gojson import dumps_indent
 
+from .delivery import unpacked
 from .logins import credentials_of
 from .node import Driver
+from .store import CONFIG_NAME
 
 if TYPE_CHECKING:
+    from chantier.config import Config
+    from chantier.registry import Registry
+
     from .builder import Builder
 
 _TRUE = ("", "1", "t", "T", "true", "True", "TRUE")
@@ -77,35 +83,44 @@ def _merge(
     builder: Builder,
     logins: Mapping[str, Credentials],
 ) -> str:
-    from chantier.config import Config, parse
     from chantier.registry import Registries
 
-    files = builder.group.nodes[0].files or {}
-    text = files.get("buildkitd.toml", b"").decode()
-    config = parse(text, "buildkitd.toml") if text else Config()
+    with _config(names, attrs, builder) as config:
+        registries = Registries(config)
+        try:
+            registry = registries.open(credentials=credentials_of(builder.env, logins))
+            digest = ""
+            for name in names:
+                reference = Reference.parse(name)
+                entries: dict[str, dict[str, Any]] = {}
+                for result in results:
+                    for entry in _entries(registry, reference, result):
+                        entries.setdefault(entry["digest"], entry)
+                index = _index(list(entries.values()), attrs)
+                data = dumps_indent(index)
+                tagged = reference if reference.tag else replace(reference, tag="latest")
+                digest = str(registry.push_manifest(tagged, data, index["mediaType"]))
+            return digest
+        finally:
+            registries.close()
+
+
+@contextmanager
+def _config(names: Sequence[str], attrs: Mapping[str, str], builder: Builder) -> Iterator[Config]:
+    """How to reach the registries from here: what the nodes were given (builders.md 3.7), else this machine's own config."""
+    from chantier.config import discover, parse
+
     if attrs.get("registry.insecure", "false") in _TRUE:
         hosts = {Reference.parse(n).domain for n in names}
-        config = parse("".join(f'[registry."{h}"]\nhttp = true\ninsecure = true\n' for h in hosts), "registry.insecure")
-    registries = Registries(config)
-    try:
-        registry = registries.open(credentials=credentials_of(builder.env, logins))
-        digest = ""
-        for name in names:
-            reference = Reference.parse(name)
-            entries: dict[str, dict[str, Any]] = {}
-            for result in results:
-                for entry in _entries(registry, reference, result):
-                    entries.setdefault(entry["digest"], entry)
-            index = _index(list(entries.values()), attrs)
-            data = dumps_indent(index)
-            tagged = reference if reference.tag else replace(reference, tag="latest")
-            digest = str(registry.push_manifest(tagged, data, index["mediaType"]))
-        return digest
-    finally:
-        registries.close()
+        yield parse("".join(f'[registry."{h}"]\nhttp = true\ninsecure = true\n' for h in hosts), "registry.insecure")
+    elif files := builder.group.nodes[0].files:
+        with unpacked(files) as text:
+            yield parse(text, CONFIG_NAME)
+    else:
+        yield discover(builder.env)
 
 
-def _entries(registry: Any, reference: Reference, result: BuildResult) -> list[dict[str, Any]]:
+def _entries(registry: Registry, reference: Reference, result: BuildResult) -> list[dict[str, Any]]:
     """The manifests that a node pushed: an index is taken apart."""
     sent = result.response.get("containerimage.descriptor", "")
     if not sent:
@@ -113,7 +128,7 @@ def _entries(registry: Any, reference: Reference, result: BuildResult) -> list[d
     descriptor = json.loads(base64.b64decode(sent))
     if descriptor["mediaType"] not in (_OCI_INDEX, _DOCKER_LIST):
         return [{k: v for k, v in descriptor.items() if k != "annotations"}]
-    data, _ = registry.manifest(replace(reference, tag="", digest=descriptor["digest"]))
+    data, _ = registry.manifest(reference, str(descriptor["digest"]))
     return list(json.loads(data)["manifests"])
 
 

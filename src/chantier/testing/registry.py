@@ -146,7 +146,7 @@ class FakeRegistry:
         self.tokens: dict[str, tuple[set[str], float]] = {}
         self.refresh_tokens: dict[str, str] = {}  # identity token: user
         self.connections = 0
-        self.under_way = self.peak = self.blobs_under_way = self.peak_blobs = 0
+        self.under_way = self.peak = self.blobs_under_way = self.peak_blobs = self.peak_metadata = 0
         self._random = random.Random(seed)
         self._faults: list[Fault] = []
         self._uploads: dict[str, _Upload] = {}
@@ -264,6 +264,7 @@ class FakeRegistry:
             self.blobs_under_way += blob
             self.peak = max(self.peak, self.under_way)
             self.peak_blobs = max(self.peak_blobs, self.blobs_under_way)
+            self.peak_metadata = max(self.peak_metadata, self.under_way - self.blobs_under_way)
 
     def left(self, *, blob: bool) -> None:
         with self._mutex:
@@ -355,8 +356,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.status = 0
         self.read_body = self.recorded = False
         self.fault = registry.fault_for(self.command, self.plain_path)
-        blob = self.command == "GET" and "/blobs/" in self.plain_path
-        registry.entered(blob=blob)
+        self.blob = self.command == "GET" and "/blobs/" in self.plain_path
+        self.inside = True
+        registry.entered(blob=self.blob)
         try:
             if self.fault is None or not self._before(self.fault):
                 self._route()
@@ -365,10 +367,16 @@ class _Handler(BaseHTTPRequestHandler):
         except _Broken:
             self.close_connection = True
         finally:
-            registry.left(blob=blob)
+            self._leave()
             self._record()
 
     do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = do_ANY
+
+    def _leave(self) -> None:
+        """Before the last of the answer: whoever has all of it may send the next request."""
+        if self.inside:
+            self.inside = False
+            self.server.registry.left(blob=self.blob)
 
     def _record(self) -> None:
         """Once a request, before its answer: whoever has the answer finds the request in the list."""
@@ -435,6 +443,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         if self.close_connection:
             self.send_header("Connection", "close")
+        if self.command == "HEAD" or not body:
+            self._leave()
         self.end_headers()
         if self.command == "HEAD":
             return
@@ -449,6 +459,8 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.server.registry.delay_s)
         step = 1024 if slow else _CHUNK
         for at in range(0, len(body), step):
+            if at + step >= len(body):
+                self._leave()
             self.wfile.write(body[at : at + step])
             if slow:
                 time.sleep(slow)
