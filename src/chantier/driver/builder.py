@@ -182,6 +182,17 @@ class Builder(Running):
         return tuple(p for w in workers for p in w.platforms)
 
     async def _build(self, driver: Driver, prepared: Prepared, reporter: Reporter, sticky: str) -> BuildResult:
+        try:
+            return await self._build_on(driver, prepared, reporter, sticky)
+        except CancelledError_:
+            raise
+        except ChantierError as err:
+            better = await driver.explain(err)
+            if better is err:
+                raise
+            raise better from err
+
+    async def _build_on(self, driver: Driver, prepared: Prepared, reporter: Reporter, sticky: str) -> BuildResult:
         async with await self.reach(driver, reporter, sticky=sticky) as client:
             planned = await self._plan(driver, prepared)
             self._remember(driver, planned.prepared)

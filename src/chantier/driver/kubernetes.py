@@ -248,8 +248,24 @@ class Kubernetes(Driver):
             with suppress(NotRunning):
                 await self._call("CoreV1Api", "delete_namespaced_config_map", body["metadata"]["name"], self.namespace)
 
-    async def alive(self, pod: str) -> bool:
-        return pod in [p.metadata.name for p in await self.pods()]
+    async def explain(self, err: ChantierError) -> ChantierError:
+        """A pod that died during a build is named; `sticky` and `random` choose among those that run, so the next is another."""
+        if not self.pod:
+            return err
+        try:
+            running = [str(p.metadata.name) for p in await self.pods()]
+        except ChantierError:  # the API server is gone too: what is known of the build is all there is to say
+            return err
+        if self.pod in running:
+            return err
+        found = err.reworded(f"pod {self.pod} died during the build: {err}")
+        found.hint = (
+            f"the next build goes to another pod ({len(running)} running)"
+            if running
+            else f"no other pod is running: kubectl -n {self.namespace} get pods -l app={self.name}"
+        )
+        found.transient = True
+        return found
 
 
 class Executed:

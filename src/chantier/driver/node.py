@@ -84,6 +84,10 @@ class Driver:
         """The same as bare bytes: gRPC goes over it."""
         raise NotImplementedError
 
+    async def explain(self, err: ChantierError) -> ChantierError:
+        """The error of a build, or a better one if the engine itself was lost."""
+        return err
+
     async def version(self) -> str:
         """Of daemons too old to say it themselves; "" if nobody knows."""
         return ""

@@ -98,6 +98,11 @@ class FakeCluster:
                 del self._objects[key]
         self._end(pod)
 
+    def busy(self, pod: str) -> bool:
+        """Whether something that was exec'd in the pod still runs."""
+        with self._mutex:
+            return any(process.poll() is None for process in self._running.get(pod, []))
+
     # -- what a handler calls
 
     def list(self, kind: str, namespace: str, selector: str) -> dict[str, Any]:
