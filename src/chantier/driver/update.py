@@ -84,7 +84,7 @@ async def _deliver(driver: Driver, change: Change) -> str:
     if not live:
         return f"{name}: delivered; this daemon reads its config when it starts: {again}"
     if change.restart:
-        return f"{name}: applied, but not {', '.join(change.restart)}, which take effect after a restart: {again}"
+        return f"{name}: applied; {', '.join(change.restart)} only after a restart: {again}"
     return f"{name}: applied; builds that run keep what they started with"
 
 
