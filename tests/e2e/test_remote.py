@@ -182,8 +182,11 @@ def test_du_and_prune(command: Command, daemon: Chantierd) -> None:
     assert any("/pruned" in row["Description"] for row in rows)
     asked = command("prune", "--builder", daemon.address, stdin=b"n\n").ok()
     assert "WARNING! This will remove all dangling build cache" in asked.out and "Total:" not in asked.out
-    gone = command("prune", "--builder", daemon.address, "--force", "--all").ok()
-    assert "Total:\t" in gone.out
+    only = ("--filter", f"id={next(row['ID'] for row in rows if '/pruned' in row['Description'])}")
+    (gone,) = command("prune", "--builder", daemon.address, "--force", *only, "--format", "json").ok().out.splitlines()
+    assert "/pruned" in json.loads(gone)["Description"]
+    all_of_it = command("prune", "--builder", daemon.address, "--force", "--all").ok()
+    assert "Total:\t" in all_of_it.out
     rows = [json.loads(line) for line in command("du", "--builder", daemon.address, "--format", "json").ok().out.splitlines()]
     assert not any("/pruned" in row["Description"] for row in rows)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,14 +14,15 @@ from chantier.display.human import human_size
 
 from .args import Parser
 from .builders import add_builder, add_timeout, confirm, run_async, seconds
-from .usage import ago, block, filters_of
+from .usage import ago, block, fields, filters_of
 
 if TYPE_CHECKING:
     from chantier.client.worker import Usage
 
 _EXAMPLE = """chantier prune
 chantier prune --all --force --filter until=24h
-chantier prune --max-used-space 20g --force"""
+chantier prune --max-used-space 20g --force
+chantier prune --force --format json | jq -r .ID"""
 
 
 def run(args: Sequence[str], debug: bool) -> int:
@@ -29,6 +31,7 @@ def run(args: Sequence[str], debug: bool) -> int:
     add("-a", "--all", action="store_true", help="also images of frontends and internal records")
     add("--filter", action="append", default=[], metavar="NAME=VALUE", help="only these records, for example until=24h")
     add("-f", "--force", action="store_true", help="do not ask")
+    add("--format", choices=("table", "json"), default="table", help="json: each record on a line, no total")
     add("--keep-storage", default="", metavar="SIZE", help="old name of --reserved-space")
     add("--max-used-space", default="0", metavar="SIZE", help="delete until no more than this is used")
     add("--min-free-space", default="0", metavar="SIZE", help="delete until this much of the disk is free")
@@ -53,7 +56,7 @@ def run(args: Sequence[str], debug: bool) -> int:
         "max_used_space": parse_size(given.max_used_space),
         "min_free_space": parse_size(given.min_free_space),
     }
-    shown = _Shown(verbose=given.verbose)
+    shown = _Shown(verbose=given.verbose, form=given.format)
 
     async def ask(client: Any) -> None:
         async for record in client.prune(filters, **options):
@@ -62,20 +65,25 @@ def run(args: Sequence[str], debug: bool) -> int:
     from .du import over_nodes
 
     run_async(over_nodes(given.builder, ask, seconds(given.timeout)))
-    sys.stdout.write(f"Total:\t{human_size(shown.size)}\n")
+    if given.format == "table":
+        sys.stdout.write(f"Total:\t{human_size(shown.size)}\n")
     return 0
 
 
 class _Shown:
     """Records, printed as they go."""
 
-    def __init__(self, *, verbose: bool) -> None:
+    def __init__(self, *, verbose: bool, form: str) -> None:
         self.size = 0
+        self._form = form
         self._verbose = verbose
         self._begun = False
 
     def add(self, record: Usage) -> None:
         self.size += record.size
+        if self._form == "json":
+            sys.stdout.write(json.dumps(fields(record), separators=(",", ":")) + "\n")
+            return
         if self._verbose:
             sys.stdout.write(block(record, tabs=True) + "\n")
             return
