@@ -138,6 +138,19 @@ def _change(command: Command, engine: Engine, config: Path) -> None:
     assert "max-parallelism = 2" in engine.docker("exec", "buildx_buildkit_box0", "cat", "/etc/buildkit/buildkitd.toml")
 
 
+def test_a_daemon_that_does_not_start(command: Command, engine: Engine) -> None:
+    args = ("--driver", "docker-container", "--driver-opt", f"image={BUILDER_IMAGE}", "--buildkitd-flags", "--nonsense")
+    done = command("create", "--name", "box", *args, "--bootstrap", timeout=120)
+    assert done.code == 1
+    assert (
+        "ERROR: failed to boot builder buildx_buildkit_box0: the daemon ended: chantierd: unrecognized arguments: --nonsense"
+        in done.err
+    )
+    done = command("create", "--name", "other", "--driver", "docker-container", "--driver-opt", "image=no/such:1", "--bootstrap")
+    assert done.code == 1
+    assert "ERROR: failed to pull image no/such:1, which the Docker engine does not have: " in done.err
+
+
 def test_certificates_travel(command: Command, engine: Engine, registry: RealRegistry, tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 IMAGE = "moby/buildkit:buildx-stable-1"
 _TRIES = 15
 _DELAY_S = 0.12
+_RESTARTS = 3
+_LOG_LINES = 30
 _TIMEOUT_S = 60
 
 
@@ -122,7 +124,9 @@ class Container(Driver):
             await self._call("inspect_image", image)
         except ChantierError as err:
             if missing is not None:
-                raise missing from None
+                failed = missing.reworded(f"failed to pull image {image}, which the Docker engine does not have: {missing}")
+                failed.hint = failed.hint or "another image: --driver-opt image=NAME (scripts/builder-image builds one)"
+                raise failed from missing
             raise ChantierError(f"failed to inspect pulled image {image}: {err}") from err
         if missing is not None:
             with report.action(f"using local image {image}"):
@@ -180,17 +184,31 @@ class Container(Driver):
                 said = await self._exec(["buildctl", "debug", "workers"])
             except ChantierError as err:  # it has stopped, or has no buildctl
                 said = (1, str(err).encode())
+                if await self._ended():
+                    break
             if said[0] == 0:
                 return
             await asyncio.sleep(attempt * _DELAY_S)
-        log = await self._call("logs", self.name, stdout=True, stderr=True, tail=100)
-        report.log(log, 2)
-        report.log(said[1], 2)
-        lines = [line for line in (log + b"\n" + said[1]).decode(errors="replace").splitlines() if line.strip()]
-        raise ChantierError(
-            f"failed to boot builder {self.name}: buildctl debug workers: exit code {said[0]}"
-            + (f": {lines[-1]}" if lines else ""),
+        raise await self._boot_error(report, *said)
+
+    async def _ended(self) -> bool:
+        """Whether the daemon has ended, and will again if it was restarted."""
+        found = await self._call("inspect_container", self.name)
+        status = found["State"]["Status"]
+        return status in ("exited", "dead") or (status == "restarting" and int(found.get("RestartCount") or 0) >= _RESTARTS)
+
+    async def _boot_error(self, report: Step, code: int, said: bytes) -> ChantierError:
+        """In the words of the daemon, if it ended; else in those of `buildctl`."""
+        log = await self._call("logs", self.name, stdout=True, stderr=True, tail=_LOG_LINES)
+        ended = await self._ended()
+        report.log(log if ended else log + b"\n" + said, 2)
+        lines = [line for line in (log if ended else log + b"\n" + said).decode(errors="replace").splitlines() if line.strip()]
+        why = next((line for line in reversed(lines) if not line.startswith("hint: ")), "it said nothing")
+        what = "the daemon ended" if ended else f"buildctl debug workers: exit code {code}"
+        return ChantierError(
+            f"failed to boot builder {self.name}: {what}: {why}",
             detail="\n".join(lines[-10:]) or None,
+            hint=f"docker logs {self.name}",
         )
 
     async def _exec(self, argv: list[str]) -> tuple[int, bytes]:
