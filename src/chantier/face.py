@@ -160,6 +160,7 @@ def build(
         target, platforms, no_cache, no_cache_filter, network, add_hosts, shm_size, ulimits, allow, annotations
         secrets             mapping of id to bytes or str (the value), or `Secret` values
         logins              mapping of registry host to (user, password), or to an identity token: used before docker's logins
+        provenance, sbom    what is attested of the result: True, False, or as --provenance has it: "mode=max"; `attest`, a list
         build_contexts      mapping of name to path, image, URL, oci-layout://, docker-archive:FILE or docker-daemon:IMAGE
 
     Returns the BuildResult. Raises ChantierError: a failed step is a SolveError whose `__cause__` is a StepError.
@@ -199,7 +200,7 @@ def solve(
         locals              mapping of name to directory: what `llb.local(NAME)` stands for
         platform            for operations that say none, such as "linux/arm64"
         image_config        mapping or JSON bytes: the config that an image is exported with
-        outputs, tags, push, load, annotations, secrets, logins, allow    as for `build`
+        outputs, tags, push, load, annotations, secrets, logins, allow, provenance, sbom    as for `build`
     """
     with Builder(root=root, config=config, builder=builder) as opened:
         return opened.solve(graph, on_event=on_event, on_error=on_error, **options)

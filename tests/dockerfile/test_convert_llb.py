@@ -627,7 +627,7 @@ def test_a_conversion_alone_asks_only_for_images() -> None:
             "conflicting config: returning multiple target platforms is not allowed",
         ),
         ({"override-copy-image": "x"}, 'support for "override-copy-image" was removed in BuildKit 0.11'),
-        ({"attest:x": ""}, "unknown attestation type: x"),
+        ({"attest:x": ""}, 'unknown attestation type "x"'),
         ({"cache-imports": "{"}, 'failed to unmarshal cache-imports ("{")'),
     ],
 )

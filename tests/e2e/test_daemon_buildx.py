@@ -158,10 +158,30 @@ def test_several_platforms_without_run(buildx: Buildx, tmp_path: Path) -> None:
     buildx.build(where, "--platform", both, "-o", f"type=oci,dest={tmp_path}/i.tar").ok()
     run_ok("skopeo", "copy", "--all", f"oci-archive:{tmp_path}/i.tar", f"dir:{tmp_path}/all")
     manifest = json.loads((tmp_path / "all/manifest.json").read_text())
-    assert sorted(m["platform"]["architecture"] for m in manifest["manifests"]) == ["amd64", "arm64"]
+    architectures = [m["platform"]["architecture"] for m in manifest["manifests"]]
+    assert architectures == ["amd64", "arm64", "unknown", "unknown"]  # an index carries what is attested of its images
     buildx.build(where, "--platform", both, "-o", tmp_path / "out").ok()
     assert (tmp_path / "out/linux_amd64/a").read_text() == "amd64\n"
     assert (tmp_path / "out/linux_arm64/a").read_text() == "arm64\n"
+
+
+def test_provenance(buildx: Buildx, daemon: Chantierd, registry: RealRegistry, tmp_path: Path) -> None:
+    """What buildx asks for by itself, and by its flags; `imagetools` reads it."""
+    where = context(tmp_path, STAGES, f="file")
+    name = f"{registry.host}/buildx/provenance"
+    buildx.build(where, "-t", f"{name}:min", "--push").ok()
+    buildx.build(where, "-t", f"{name}:max", "--push", "--attest", "type=provenance,mode=max", "--build-arg", "WHO=me").ok()
+    buildx.build(where, "-t", f"{name}:none", "--push", "--provenance=false").ok()
+
+    def shown(tag: str) -> str:
+        return buildx("imagetools", "inspect", "--format", "{{json .Provenance}}", f"{name}:{tag}").ok().out
+
+    request = json.loads(shown("min"))["SLSA"]["buildDefinition"]["externalParameters"]["request"]
+    assert request["frontend"] == "dockerfile.v0"
+    most = json.loads(shown("max"))["SLSA"]
+    assert most["buildDefinition"]["externalParameters"]["request"]["args"]["build-arg:WHO"] == "me"
+    assert most["buildDefinition"]["internalParameters"]["buildConfig"]["llbDefinition"]
+    assert json.loads(shown("none")) in ({}, None)
 
 
 def test_secrets_agents_and_cache_mounts(buildx: Buildx, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from chantier.client import BuildRequest, BuildResult, parse_output, prepare
 from chantier.client.parse import parse_contexts, parse_labels, parse_pairs, parse_secret, parse_size, parse_ssh
+from chantier.client.provenance import metadata_mode
 from chantier.display import Display, open_display, print_error, print_warnings
 from chantier.errors import ChantierError, UsageError
 
@@ -35,6 +36,8 @@ def run(args: Sequence[str], debug: bool) -> int:
 
     driver = open_builder(given.builder, root=given.root, config=given.config, env=os.environ)
     prepared = prepare(request, stdout_is_tty=sys.stdout.isatty(), default_output=driver.default_output, save=saving(os.environ))
+    mode = metadata_mode(os.environ)
+    prepared = replace(prepared, provenance=bool(given.metadata_file) and mode != "disabled")
     if given.on_error:
         from .on_error import on_failure
 
@@ -77,7 +80,7 @@ def _write_results(given: argparse.Namespace, result: BuildResult, place: str, s
     from chantier.client.metadata import write_metadata, write_text
 
     if given.metadata_file:
-        write_metadata(given.metadata_file, result, place=place)
+        write_metadata(given.metadata_file, result, place=place, provenance=metadata_mode(os.environ))
     image_id = result.config_digest or result.digest
     if given.iidfile:
         write_text(given.iidfile, image_id)
@@ -99,7 +102,13 @@ def _parser() -> Parser:
         "--allow", action="append", default=[], metavar="ENTITLEMENT", help="grant network.host or security.insecure to the build"
     )
     add("--annotation", action="append", default=[], metavar="KEY=VALUE", help="an annotation of the image")
-    add("--attest", action="append", default=[], help=argparse.SUPPRESS)
+    add(
+        "--attest",
+        action="append",
+        default=[],
+        metavar="type=KIND",
+        help="what to attest of the result: type=provenance,mode=max, type=sbom,generator=IMAGE",
+    )
     add("--build-arg", action="append", default=[], metavar="KEY=VALUE", help="a build argument (KEY alone: its value here)")
     add("--builder", default=None, metavar="NAME", help="the builder: a name of `chantier ls`, an address, or embedded")
     add(
@@ -136,8 +145,7 @@ def _parser() -> Parser:
     )
     add("--platform", action="append", default=[], metavar="PLATFORM", help="platforms to build for, such as linux/arm64")
     add("--progress", default="auto", metavar="MODE", help="auto, tty, plain, quiet or rawjson")
-    add("--provenance", default=None, help=argparse.SUPPRESS)
-    add("--sbom", default=None, help=argparse.SUPPRESS)
+    add("--provenance", default=None, metavar="mode=max", help='short for --attest "type=provenance,…"; false for none')
     add(
         "--pull",
         default="",
@@ -148,6 +156,7 @@ def _parser() -> Parser:
     add("-q", "--quiet", action="store_true", help="print the image id alone")
     add("--resource", action="append", default=[], metavar="KEY=VALUE", help="a limit of each step: memory=1g, cpu-quota=…, …")
     add("--root", default=None, metavar="DIR", help="where the engine keeps its state")
+    add("--sbom", default=None, metavar="true", help='short for --attest "type=sbom,…"; false for none')
     add("--secret", action="append", default=[], metavar="id=NAME,src=FILE", help="a secret that steps may mount")
     add("--shm-size", default="0", metavar="SIZE", help="size of /dev/shm in steps")
     add("--ssh", action="append", default=[], metavar="default|ID[=SOCKET|KEY]", help="an ssh agent that steps may use")
@@ -163,7 +172,6 @@ def _request(given: argparse.Namespace, env: Mapping[str, str]) -> BuildRequest:
         build_args["SOURCE_DATE_EPOCH"] = env["SOURCE_DATE_EPOCH"]
     given.call_format, given.call_ignore_status, call = _call(given)
     platforms = given.platform or ([env["DOCKER_DEFAULT_PLATFORM"]] if env.get("DOCKER_DEFAULT_PLATFORM") else [])
-    _attestations(given)
     return BuildRequest(
         context=given.context,
         dockerfile=given.file,
@@ -191,6 +199,9 @@ def _request(given: argparse.Namespace, env: Mapping[str, str]) -> BuildRequest:
         annotations=tuple(given.annotation),
         cache_from=tuple(given.cache_from),
         cache_to=tuple(given.cache_to),
+        attest=tuple(given.attest),
+        provenance=given.provenance,
+        sbom=given.sbom,
         call=call,
     )
 
@@ -221,13 +232,3 @@ def _resources(values: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"invalid resource {text}, expected key=value")
         limits[key] = str(parse_size(value)) if key in ("memory", "memory-swap") and value != "-1" else value
     return limits
-
-
-def _attestations(given: argparse.Namespace) -> None:
-    """Attestations are not made yet: asking for none is fine, asking for one is an error rather than silence."""
-    for flag, value in (("--provenance", given.provenance), ("--sbom", given.sbom)):
-        if value not in (None, "false", "0"):
-            raise UsageError(f"{flag}={value} is not supported by the embedded engine", hint=f"use {flag}=false")
-    for text in given.attest:
-        if "disabled=true" not in text:
-            raise UsageError(f"--attest {text} is not supported by the embedded engine")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -14,6 +14,7 @@ from chantier.errors import UsageError
 from chantier.session.types import Credentials
 from chantier.spec import Platform, host_platform, new_id
 
+from .attest import DEFAULT_PROVENANCE, attest_attrs, has_default
 from .cache_dir import stores, with_digest
 from .context import Context, is_git_url, is_http_url, resolve_context
 from .output import Output, plan_outputs
@@ -71,6 +72,14 @@ class SolveCall:
     internal: bool = False
     definition: pb.Definition | None = None  # a graph instead of a frontend, which is "" then
     metadata: Mapping[str, bytes] = field(default_factory=dict)  # what a frontend would say of the graph's result
+    default_provenance: bool = False  # nobody spoke of provenance: engines that can carry it do
+
+    def attested(self) -> SolveCall:
+        """The same with what is attested by default, for an engine that can."""
+        if not self.default_provenance:
+            return self
+        attrs = {**self.attrs, "attest:provenance": DEFAULT_PROVENANCE}
+        return replace(self, attrs=attrs, default_provenance=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +101,7 @@ class Prepared:
     call: SolveCall
     offer: Offer
     on_failure: Callable[[Failed], Awaitable[None]] | None = None  # called when a step has failed, before the build ends
+    provenance: bool = False  # daemons are asked for it when the build is over
 
 
 def prepare(
@@ -165,6 +175,8 @@ def _prepare(
         caps.add("moby.buildkit.frontend.subrequests+forward")
     if caps:
         attrs["frontend.caps"] = ",".join(sorted(caps))
+    asked = attest_attrs(request.attest, provenance=request.provenance, sbom=request.sbom) if request.call == "build" else {}
+    attrs.update({f"attest:{kind}": text for kind, text in asked.items() if text is not None})
     attrs.update(request.extra_attrs)
     ssh = request.ssh
     if not ssh and context.attrs.get("context", "").startswith(("git@", "ssh://")) and env.get("SSH_AUTH_SOCK"):
@@ -183,6 +195,7 @@ def _prepare(
             cache_exports=tuple(exports),
             entitlements=_entitlements(request),
             internal=request.call != "build",
+            default_provenance=request.call == "build" and has_default(asked, outputs, env),
         ),
         offer=Offer(
             context=Context(

@@ -13,6 +13,7 @@ from chantier.errors import UsageError
 from chantier.session.types import Credentials
 from chantier.spec import Platform, new_id
 
+from .attest import attest_attrs
 from .call import Offer, Prepared, SolveCall
 from .context import Context
 from .output import Output, plan_outputs
@@ -39,6 +40,9 @@ def prepare_graph(
     ssh: Sequence[Ssh] = (),
     allow: Sequence[str] = (),
     logins: Mapping[str, Credentials] | None = None,
+    attest: Sequence[str] = (),
+    provenance: bool | str | None = None,
+    sbom: bool | str | None = None,
 ) -> Prepared:
     """`locals` are the directories that `llb.local(NAME)` stands for, `image_config` is what an image is exported with.
 
@@ -58,11 +62,12 @@ def prepare_graph(
             raise UsageError(f"the directory {os.fspath(path)} of the local source {name!r} does not exist")
         directories[name] = Path(path).resolve()
     config = image_config if isinstance(image_config, bytes | None) else json.dumps(dict(image_config)).encode()
+    asked = attest_attrs(attest, provenance=provenance, sbom=sbom)
     return Prepared(
         call=SolveCall(
             ref=new_id(),
             frontend="",
-            attrs={},
+            attrs={f"attest:{kind}": text for kind, text in asked.items() if text is not None},
             definition=graph.marshal(wanted) if isinstance(graph, State) else graph,
             metadata={} if config is None else {"containerimage.config": config},
             exporters=tuple((o.type, o.attrs) for o in planned),

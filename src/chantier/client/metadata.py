@@ -8,15 +8,17 @@ import json
 import os
 from typing import Any
 
+from .provenance import metadata_values
 from .request import BuildResult
 
 
-def write_metadata(path: str, result: BuildResult, *, place: str = "embedded/embedded0") -> None:
+def write_metadata(path: str, result: BuildResult, *, place: str = "embedded/embedded0", provenance: str = "min") -> None:
     """Sorted JSON, two spaces; values that are base64 of a JSON object stand as that object. Written whole or not at all.
 
-    `place` is BUILDER/NODE.
+    `place` is BUILDER/NODE; `provenance` how much is told of that: min, max or disabled.
     """
-    document: dict[str, Any] = {key: _decoded(value) for key, value in result.response.items()}
+    values = {**result.response, **metadata_values(result.provenance, provenance)}
+    document: dict[str, Any] = {key: _decoded(value) for key, value in values.items()}
     document["buildx.build.ref"] = f"{place}/{result.ref}"
     write_text(path, json.dumps(document, indent=2, sort_keys=True))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from chantier.session.types import Credentials
 
@@ -67,6 +68,9 @@ class BuildRequest:
     annotations: tuple[str, ...] = ()
     cache_from: tuple[str, ...] = ()
     cache_to: tuple[str, ...] = ()
+    attest: tuple[str, ...] = ()  # as --attest has them: "type=sbom,generator=IMAGE"
+    provenance: bool | str | None = None  # short for one of them: True, False, "mode=max"
+    sbom: bool | str | None = None
     call: str = "build"
     logins: Mapping[str, Credentials] = field(default_factory=dict)  # by registry host; before those of docker's config.json
     extra_attrs: Mapping[str, str] = field(default_factory=dict)  # frontend options, verbatim
@@ -77,7 +81,8 @@ class BuildResult:
     """What came of a build.
 
     `digest` is that of the manifest or index that was exported ("" if no image was), `config_digest` that of the config
-    where there is one image, `response` the exporters' whole answer, `calls` the documents of a `call`.
+    where there is one image, `response` the exporters' whole answer, `calls` the documents of a `call`. `provenance` has SLSA
+    predicates by platform ("" for a build with one result), where the engine keeps them.
     """
 
     ref: str
@@ -86,3 +91,4 @@ class BuildResult:
     image_names: tuple[str, ...] = ()
     response: Mapping[str, str] = field(default_factory=dict)
     calls: Mapping[str, bytes] = field(default_factory=dict)
+    provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

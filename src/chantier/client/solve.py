@@ -27,6 +27,7 @@ from chantier.progress import Reporter
 from chantier.session.serve import Attached, Offered
 from chantier.wire import Channel, GrpcError, Stub
 
+from .attest import DEFAULT_PROVENANCE
 from .call import SolveCall
 from .events import events_of
 from .failed import Failed, failed_step
@@ -214,6 +215,9 @@ class Solving:
                 "multiple outputs currently unsupported by the current BuildKit daemon, "
                 "please upgrade to version v0.13+ or use a single output"
             )
+        asked = [value for key, value in self._call.attrs.items() if key.startswith("attest:")]
+        if any(value != DEFAULT_PROVENANCE for value in asked) and "exporter.image.attestations" not in caps:
+            raise UnsupportedError("Attestations are not supported by the current BuildKit daemon")
 
     def _frontend_request(self) -> pb.SolveRequest:
         call = self._call

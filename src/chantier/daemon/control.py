@@ -18,6 +18,9 @@ from chantier.errors import CancelledError_, ChantierError, SessionError
 from chantier.pb import control_pb2 as pb
 from chantier.progress import now
 from chantier.session.remote import RemoteSession
+from chantier.spec import dumps_indent
+from chantier.spec.media import IN_TOTO
+from chantier.spec.slsa import PROVENANCE
 from chantier.wire import GrpcError, ServerCall, Service
 from chantier.wire.status import CANCELLED, UNAVAILABLE, UNKNOWN
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 NAME = "moby.buildkit.v1.Control"
 _WAIT_STATUS_S = 6.0
+PROVENANCE_TYPE = PROVENANCE + "v1"
 
 
 class Control:
@@ -152,9 +156,10 @@ class Control:
         record.CompletedAt.FromNanoseconds(now())
         record.numTotalSteps, record.numCompletedSteps = progress.total, progress.completed
         record.numCachedSteps, record.numWarnings = progress.cached, progress.warnings
-        blobs = []
+        blobs: list[tuple[pb.Descriptor, bytes]] = []
         if isinstance(outcome, SolveResult):
             _add_result(record, outcome)
+            blobs += _add_provenance(record, outcome)
         else:
             status = _status(outcome)
             record.error.code, record.error.message = status.code, status.message
@@ -326,6 +331,18 @@ def _add_result(record: pb.BuildHistoryRecord, result: SolveResult) -> None:
             if not info.HasField("ResultDeprecated"):
                 info.ResultDeprecated.CopyFrom(info.Results[number])
     record.Result.CopyFrom(info)
+
+
+def _add_provenance(record: pb.BuildHistoryRecord, result: SolveResult) -> list[tuple[pb.Descriptor, bytes]]:
+    """The whole provenance of each result as a blob that the record names (protocol.md 4.6): the predicate alone."""
+    blobs = []
+    for platform, predicate in result.provenance.items():
+        data = dumps_indent(predicate)
+        descriptor = descriptor_of(data, IN_TOTO)
+        descriptor.annotations["in-toto.io/predicate-type"] = PROVENANCE_TYPE
+        (record.Results[platform] if platform else record.Result).Attestations.append(descriptor)
+        blobs.append((descriptor, data))
+    return blobs
 
 
 def _descriptor(text: str) -> pb.Descriptor:

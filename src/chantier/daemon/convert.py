@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from chantier.engine import Attestation, EngineRef, FrontendResult, ReadableRef
+from chantier.engine import Attestation, EngineRef, FrontendResult, ReadableRef, Subject
 from chantier.errors import Source, SourceRange, UsageError
 from chantier.pb import gateway_pb2 as pb
 from chantier.pb import ops_pb2
@@ -58,6 +58,9 @@ def _attestation(attestation: Attestation, name_of: NameOf) -> pb.Attestation:
     )
     if attestation.ref is not None:
         made.ref.CopyFrom(_ref(attestation.ref, name_of))
+    for subject in attestation.subjects:
+        kind = pb.InTotoSubjectKind.Raw if subject.raw else pb.InTotoSubjectKind.Self
+        made.inTotoSubjects.add(kind=kind, name=subject.name, digest=subject.digests)
     return made
 
 
@@ -80,6 +83,10 @@ def read_result(message: pb.Result, ref_of: RefOf) -> FrontendResult:
                 ref=ref_of(a.ref.id) if a.HasField("ref") else None,
                 path=a.path,
                 predicate_type=a.inTotoPredicateType,
+                subjects=tuple(
+                    Subject(raw=s.kind == pb.InTotoSubjectKind.Raw, name=s.name, digests=tuple(s.digest))
+                    for s in a.inTotoSubjects
+                ),
                 metadata=dict(a.metadata),
             )
             for a in listed.attestation

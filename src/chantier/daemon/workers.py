@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from chantier import __version__
 from chantier.config import gc_rules
+from chantier.engine import DOCKERFILE_VERSION
 from chantier.pb import caps_pb2, ops_pb2, worker_pb2
 from chantier.spec import Platform, new_id
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from chantier.engine import Engine
 
 _LABEL = "org.mobyproject.buildkit.worker."
-DOCKERFILE_VERSION = "1.26.0"
-"""The version of docker/dockerfile whose language the frontend speaks."""
 
 # What a frontend may ask of the gateway (protocol.md 5.3): each of these works.
 GATEWAY_CAPS = (
@@ -57,6 +56,7 @@ _OWN_CAPS = (
     "gc.freespacefilter",
     "history.filter",
     "exporter.image.annotations",
+    "exporter.image.attestations",
 )
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .options import Options
     from .printer import to_text
 
+LANGUAGE_VERSION = "1.26.0"
+"""The version of docker/dockerfile whose language this is."""
+
 _LAZY = {
     "Bridge": "bridge",
     "Converted": "convert",
@@ -40,6 +43,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "LANGUAGE_VERSION",
     "Bridge",
     "Converted",
     "Lex",

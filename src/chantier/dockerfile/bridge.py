@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Warning
@@ -108,14 +108,23 @@ class Bridge(Resolver, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attestation:
-    """A statement about a result, made by a frontend (protocol.md 1.5)."""
+class Subject:
+    """What a statement is about: the result itself, or (`raw`) something with digests of its own."""
 
-    kind: str = "in-toto"
-    definition: pb.Definition | None = None
+    raw: bool = False
+    name: str = ""
+    digests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attestation:
+    """A statement about a result, made by a frontend (protocol.md 1.5): the file `path` of `ref`, or a directory of a bundle."""
+
+    kind: Literal["in-toto", "bundle"] = "in-toto"
     ref: SolvedRef | None = None
     path: str = ""
     predicate_type: str = ""
+    subjects: Sequence[Subject] = ()
     metadata: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -130,7 +139,6 @@ class FrontendResult:
     definitions: Mapping[str, pb.Definition] = field(default_factory=dict)
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     attestations: Mapping[str, Sequence[Attestation]] = field(default_factory=dict)
-    scan: Mapping[str, Mapping[str, pb.Definition]] = field(default_factory=dict)  # trees for an SBOM besides the result
 
     @property
     def multi(self) -> bool:
@@ -147,4 +155,5 @@ __all__ = [
     "Resolver",
     "SolvedRef",
     "SourceMeta",
+    "Subject",
 ]

@@ -14,13 +14,14 @@ from chantier.pb import ops_pb2 as pb
 from chantier.progress import Warning
 from chantier.spec import Platform, Reference, dumps
 
-from .bridge import Bridge, CacheImport, FrontendResult, OciStore, ResolvedImage, SolvedRef, SourceMeta
+from .bridge import Attestation, Bridge, CacheImport, FrontendResult, OciStore, ResolvedImage, SolvedRef, SourceMeta
 from .calls import answer
 from .contexts import Contexts, prefixed
 from .convert import Converted, linter_for, to_llb
 from .directives import detect_syntax, find_directive
 from .lint import Linter, LintWarning
 from .options import Options
+from .sbom import scanner_of
 
 CAPS = frozenset(f"moby.buildkit.frontend.{name}" for name in ("inputs", "subrequests", "contexts", "gitquerystring"))
 """What this frontend can be asked for with the option `frontend.caps`."""
@@ -131,9 +132,12 @@ async def _build(options: Options, contexts: Contexts, source: SourceMap) -> Fro
         *(_build_one(options, contexts, source, target, first=number == 0) for number, target in enumerate(targets)),
         return_exceptions=True,
     )
+    scanner = None
+    if options.sbom is not None:
+        scanner = await scanner_of(contexts.bridge, options.sbom, contexts.bridge.platforms[0], options.resolve_mode)
     refs: dict[str, SolvedRef] = {}
+    attestations: dict[str, list[Attestation]] = {}
     definitions: dict[str, pb.Definition] = {}
-    scan: dict[str, Mapping[str, pb.Definition]] = {}
     metadata: dict[str, bytes] = {}
     listed = []
     for target, result in zip(targets, made, strict=True):
@@ -144,9 +148,11 @@ async def _build(options: Options, contexts: Contexts, source: SourceMap) -> Fro
         id = platform.format_all()
         key, suffix = (id, f"/{id}") if options.multi_platform else ("", "")
         refs[key], definitions[key] = ref, definition
-        scan[key] = {
-            name: state.marshal(converted.platform, caps=converted.caps) for name, state in converted.sbom_extras.items()
-        }
+        if scanner is not None:
+            extras = {
+                name: state.marshal(converted.platform, caps=converted.caps) for name, state in converted.sbom_extras.items()
+            }
+            attestations[id] = [await scanner.scan(contexts.bridge, id, definition, extras, ignore_cache=converted.ignore_cache)]
         metadata["containerimage.config" + suffix] = converted.image.to_json()
         if converted.base_image is not None:
             metadata["containerimage.base.config" + suffix] = converted.base_image.to_json()
@@ -154,7 +160,7 @@ async def _build(options: Options, contexts: Contexts, source: SourceMap) -> Fro
             metadata["source.date.epoch" + suffix] = str(converted.epoch).encode()
         listed.append({"ID": id, "Platform": _extended(platform, converted.image.platform).to_json()})
     metadata["refs.platforms"] = dumps({"Platforms": listed})
-    return FrontendResult(refs=refs, definitions=definitions, metadata=metadata, scan=scan)
+    return FrontendResult(refs=refs, definitions=definitions, metadata=metadata, attestations=attestations)
 
 
 async def _build_one(

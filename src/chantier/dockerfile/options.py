@@ -14,8 +14,9 @@ from chantier.errors import ChantierError, ReferenceError_, UsageError
 from chantier.llb import Device, Resources, Ulimit
 from chantier.llb.run import Network
 from chantier.llb.sources import ResolveMode
-from chantier.spec import Platform, Reference
+from chantier.spec import Platform
 
+from .attests import Sbom, attestation_options
 from .bridge import CacheImport
 from .gotext import csv_fields, parse_bool
 
@@ -41,12 +42,6 @@ _ULIMITS = frozenset(
 )
 _T = TypeVar("_T")
 _V = TypeVar("_V")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sbom:
-    generator: str
-    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,26 +297,8 @@ def _cache_imports(opts: Mapping[str, str]) -> tuple[CacheImport, ...]:
 
 
 def _sbom(opts: Mapping[str, str]) -> Sbom | None:
-    text = opts.get("attest:sbom", opts.get("build-arg:BUILDKIT_ATTEST_SBOM"))
-    for key in opts:
-        kind = key.removeprefix("attest:").lower()
-        if key.startswith("attest:") and kind not in ("sbom", "provenance"):
-            raise UsageError(f"unknown attestation type: {kind}")
-    if text is None:
-        return None
-    generator, parameters = "", {}
-    for item in csv_fields(text) if text else ():
-        key, _, value = item.partition("=")
-        if key == "disabled" and parse_bool(value or "true"):
-            return None
-        if key == "generator":
-            try:
-                generator = str(Reference.parse(value).with_default_tag())
-            except ReferenceError_ as err:
-                raise UsageError(f"failed to parse sbom scanner {value}: {err}") from err
-        else:
-            parameters[key] = value
-    return Sbom(generator=generator, parameters=parameters)
+    asked = attestation_options(opts)
+    return Sbom.parse(asked["sbom"]) if "sbom" in asked else None
 
 
-__all__ = ["Options", "Sbom", "parse_ulimits"]
+__all__ = ["Options", "parse_ulimits"]

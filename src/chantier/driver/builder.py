@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from chantier.client import BuildResult, Prepared
 from chantier.client.cache_dir import name_caches
 from chantier.errors import CancelledError_, ChantierError, SolveError, UnsupportedError, UsageError
-from chantier.progress import Reporter
+from chantier.progress import Reporter, step
 from chantier.spec import Platform
 
 from .group import Group, Node
@@ -197,6 +197,8 @@ class Builder(Running):
             planned = await self._plan(driver, prepared)
             self._remember(driver, planned.prepared)
             result = await build_on(client, planned.prepared, reporter, self.env)
+            if prepared.provenance and not prepared.call.internal:
+                result = await _with_provenance(client, result, reporter)
         if planned.push:
             result = await self._push(driver, planned, result, reporter)
         return result
@@ -268,6 +270,13 @@ def _pick(platform: str, nodes: Sequence[Sequence[Platform]], *, loose: bool = F
             if any(wanted.normalise() in p.candidates() for p in platforms):
                 return index
     return None
+
+
+async def _with_provenance(client: Client, result: BuildResult, reporter: Reporter) -> BuildResult:
+    from chantier.client.provenance import fetch_provenance
+
+    with step(reporter, "resolving provenance for metadata file"):
+        return replace(result, provenance=await fetch_provenance(client.channel, result.ref))
 
 
 async def build_on(client: Client, prepared: Prepared, reporter: Reporter, env: Mapping[str, str]) -> BuildResult:

@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -74,7 +75,8 @@ class Embedded(Running):
             except ChantierError as err:
                 raise SolveError(f"failed to solve: {err}", err) from err
         await asyncio.to_thread(name_caches, prepared, result.response)
-        return result_of(result.ref, dict(result.response), dict(result.metadata))
+        made = result_of(result.ref, dict(result.response), dict(result.metadata))
+        return replace(made, provenance=result.provenance)
 
     async def aconvert(self, prepared: Prepared, reporter: Reporter) -> Converted:
         request = _request(prepared)
@@ -140,7 +142,7 @@ class Embedded(Running):
 def _request(prepared: Prepared) -> SolveRequest:
     from chantier.engine import CacheOptions, SolveRequest
 
-    call = prepared.call
+    call = prepared.call.attested()
     return SolveRequest(
         ref=call.ref,
         frontend=call.frontend,

@@ -52,6 +52,8 @@ async def plan(driver: Driver, prepared: Prepared, *, engine_takes_oci: bool = F
             one, names = _moby(one, direct=features[DIRECT_PUSH])
             push += names
         outputs.append(one)
+    if features[MULTI_PLATFORM]:
+        call = call.attested()
     return Plan(
         prepared=replace(
             prepared,

@@ -9,7 +9,8 @@ Three names to know: `Engine`, `SolveRequest`, `SolveResult`.
 
 from __future__ import annotations
 
-from chantier.dockerfile.bridge import Attestation, CacheImport, FrontendResult, OciStore
+from chantier.dockerfile import LANGUAGE_VERSION as DOCKERFILE_VERSION
+from chantier.dockerfile.bridge import Attestation, CacheImport, FrontendResult, OciStore, Subject
 from chantier.op.container import HeldContainer
 from chantier.solver import render as render_status
 from chantier.store import Policy, UsageRecord
@@ -22,6 +23,7 @@ from .policy import SourceCheck, apply_rules, check_rules
 from .request import CacheOptions, SolveRequest, SolveResult
 
 __all__ = [
+    "DOCKERFILE_VERSION",
     "SERVED",
     "Attestation",
     "Build",
@@ -40,6 +42,7 @@ __all__ = [
     "SolveRequest",
     "SolveResult",
     "SourceCheck",
+    "Subject",
     "UsageRecord",
     "apply_rules",
     "check_rules",

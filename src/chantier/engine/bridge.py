@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,10 +23,12 @@ from chantier.snapshot import mounted
 from chantier.solver import Built
 from chantier.spec import Platform, Reference
 
+from .asked import Asked
 from .cache_import import Imports
 from .containers import Containers
 from .files import read_dir, read_file, stat_file
 from .graph import to_edge
+from .materials import ImageSource, parsed
 from .policy import SourceCheck, checked_sources, in_turn
 from .sources import place
 
@@ -98,6 +101,12 @@ class EngineRef(ReadableRef):
         self._result: asyncio.Task[Built | None] | None = None
 
     @property
+    def made(self) -> bool:
+        """Whether it was needed, and is there."""
+        done = self._result
+        return done is not None and done.done() and not done.cancelled() and done.exception() is None
+
+    @property
     def empty(self) -> bool:
         """Whether it is an empty tree, known without making anything."""
         return self._edge is None
@@ -135,9 +144,18 @@ class EngineBridge:
     """Made for one build, closed at its end."""
 
     def __init__(
-        self, engine: Engine, job: Job, *, sessions: Sequence[Any], reporter: Reporter, entitlements: Collection[str]
+        self,
+        engine: Engine,
+        job: Job,
+        *,
+        sessions: Sequence[Any],
+        reporter: Reporter,
+        entitlements: Collection[str],
+        asked: Asked | None = None,
     ) -> None:
+        """`asked` is what the client asked of the build."""
         self.engine = engine
+        self.asked = asked or Asked()
         self.job = job
         self.sessions = tuple(sessions)
         self.entitlements = entitlements
@@ -176,6 +194,7 @@ class EngineBridge:
         graph = load(definition, known_caps=self.engine.caps, sources=sources)
         ref = EngineRef(self, definition, graph, cache_imports)
         self._refs.append(ref)
+        self.asked.refs.append(ref)
         stale = [id for id in cache_mounts_to_clear(graph) if id not in self._cleared]
         if stale:
             self._cleared.update(stale)
@@ -228,6 +247,10 @@ class EngineBridge:
             if found.seen is not None:
                 said = f"{ref} is {found.digest} as {found.seen.host} said {found.seen.age()}; no registry was asked\n"
                 shown.log(said.encode(), 2)
+        name = parsed(ref)
+        if name is not None:
+            named = name if store is not None else name.with_default_tag()
+            self.asked.images.append(ImageSource(ref=named, platform=platform, digest=str(found.digest), local=store is not None))
         return ResolvedImage(ref=ref, digest=str(found.digest), config=found.config)
 
     async def resolve_source(self, source: pb.SourceOp, *, log_name: str = "", return_object: bool = False) -> SourceMeta:
@@ -272,7 +295,14 @@ class EngineBridge:
             raise UsageError(f"invalid frontend: {name}")
         from chantier.dockerfile.frontend import frontend
 
-        return await frontend(attrs, inputs, self)
+        told = {key: value for key, value in attrs.items() if key not in ("source", "cmdline")}
+        return await frontend(attrs, inputs, self._for(name, told, inputs))
+
+    def _for(self, frontend: str, attrs: Mapping[str, str], inputs: Mapping[str, pb.Definition]) -> EngineBridge:
+        """The same bridge for a frontend that is called: what it asks for is noted as its own."""
+        made = copy.copy(self)
+        made.asked = self.asked.call(frontend, attrs, inputs)
+        return made
 
     @property
     def own_frontends(self) -> tuple[str, ...]:
@@ -286,7 +316,8 @@ class EngineBridge:
                 f"cannot run the frontend image {source}: frontend images are run by the daemon only",
                 hint="drop the `# syntax=` line, use docker/dockerfile, which is built in, or build through chantierd",
             )
-        return await self.engine.run_frontend_image(self, source, {**opts, "cmdline": cmdline}, inputs)
+        bridge = self._for("gateway.v0", opts, inputs)
+        return await self.engine.run_frontend_image(bridge, source, {**opts, "cmdline": cmdline}, inputs)
 
     async def close(self) -> None:
         await self.containers.close()

@@ -20,9 +20,10 @@ from chantier.dockerfile.bridge import CacheImport, FrontendResult
 from chantier.errors import PolicyError, UsageError
 from chantier.export import Exportable, ExportContext, Exporter, Response, exporter_for
 from chantier.op.worker import run_all
-from chantier.pb import ops_pb2 as pb
-from chantier.progress import Reporter, Step, step
+from chantier.progress import Reporter, Step, now, step
 
+from .asked import Asked
+from .attest import Attesting
 from .bridge import EngineBridge, EngineRef
 from .cache_export import Exports
 from .request import SolveRequest, SolveResult
@@ -59,11 +60,19 @@ class Build:
         self._exporters = [exporter_for(kind, _with_epoch(attrs, request.attrs)) for kind, attrs in request.exporters]
         self._caches = Exports(engine, request.cache_exports, session, self.sessions, reporter)
         self._entitlements = _entitlements(engine, request)
+        self.started = now()
+        self.asked = Asked(frontend=request.frontend, attrs=request.attrs, inputs=request.inputs)
+        self.attesting = Attesting(self)
 
     async def __aenter__(self) -> Self:
         self.job = self.engine.solver.job(self.request.ref, self.reporter, sessions=self.sessions)
         self.bridge = EngineBridge(
-            self.engine, self.job, sessions=self.sessions, reporter=self.reporter, entitlements=self._entitlements
+            self.engine,
+            self.job,
+            sessions=self.sessions,
+            reporter=self.reporter,
+            entitlements=self._entitlements,
+            asked=self.asked,
         )
         self.job.keep_failed = self.request.on_failure is not None
         self.engine.registries.begin(self._owner, offline=self.request.attrs.get("image-resolve-mode") == "never")
@@ -121,7 +130,10 @@ class Build:
             if self._exporters or self.request.cache_exports:
                 await self.engine.ceiling.enter_step("the export")
             refs = {key: one.value if one is not None else None for key, one in built.items()}
-            answers = await self._export(Exportable(refs=refs, metadata=result.metadata), built)
+            if self._exporters:
+                result = await self.attesting.scanned(result)
+            said = await self.attesting.attest(result) if self._exporters else {}
+            answers = await self._export(Exportable(refs=refs, metadata=result.metadata, attestations=said), built)
             response = await self._caches.run([one for one in built.values() if one is not None])
         response |= {key: value for answer in answers for key, value in answer.items()}
         response |= {key: value.decode() for key, value in result.metadata.items() if key.startswith("frontend.")}
@@ -129,12 +141,13 @@ class Build:
             response[SERVED] = served
         if self.request.exported is not None:
             await self.request.exported(response)
-        return SolveResult(ref=self.request.ref, response=response, metadata=result.metadata, answers=tuple(answers))
-
-    def sources(self) -> list[pb.Op]:
-        """The sources of all graphs that were solved for this build."""
-        ops = (vertex.vertex.sys.op for vertex in self.job.vertices)
-        return [op for op in ops if op.WhichOneof("op") == "source"]
+        return SolveResult(
+            ref=self.request.ref,
+            response=response,
+            metadata=result.metadata,
+            answers=tuple(answers),
+            provenance={} if self.request.internal else await self.attesting.recorded(result),
+        )
 
     def _served(self) -> str:
         """Which host served each document and layer that this build had to fetch: JSON by digest, in base64 as BuildKit does."""

@@ -27,6 +27,7 @@ from chantier.store import Db, Disk, Policy, Root, UsageRecord
 
 from .ceiling import Ceiling
 from .credentials import Credentials
+from .environment import load_environment
 from .explain import Explainer
 from .fetch import RegistryFetcher
 from .gc import collect
@@ -76,6 +77,7 @@ class Engine:
         self.platforms: list[Platform] = [host_platform(), *emulated()]
         self.caps = CAPS
         self.registries = Registries(config)
+        self.environment = load_environment(config.provenance_env_dir)
         self.history: History | None = None
         if history:
             bounds = config.history
@@ -266,8 +268,10 @@ class Engine:
 
     async def _solve(self, request: SolveRequest, session: Any, reporter: Reporter, recording: Recording | None) -> SolveResult:
         async with self.open(request, session, reporter) as build:
+            result: SolveResult | None = None
             try:
-                return await build.finish(await build.drive())
+                result = await build.finish(await build.drive())
+                return result
             except ChantierError as err:
                 if request.on_failure is not None:
                     from .failed import look
@@ -276,4 +280,4 @@ class Engine:
                 raise
             finally:
                 if recording is not None:
-                    recording.note(build.job.explain(), build.sources())
+                    recording.note(build.job.explain(), {} if result is not None else build.attesting.of_failed())

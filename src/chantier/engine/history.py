@@ -27,18 +27,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from chantier.errors import ChantierError, NotFoundError, UsageError
-from chantier.pb import ops_pb2 as pb
 from chantier.progress import Event, Reporter, Vertex, Warning, now
 from chantier.solver import Explanation
 
 from .events import dump, load
-from .provenance import predicate
 from .request import SolveRequest, SolveResult
+from .secrecy import open_attrs
 
 KEEP = 50
 KEEP_S = 48 * 3600.0
 RUNNING, COMPLETED, ERROR, CANCELED, INTERRUPTED = "running", "completed", "error", "canceled", "interrupted"
-_SECRET = re.compile(r"(token|secret|password|passwd|credential|private|access_key)", re.IGNORECASE)
 _REF = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}\Z")
 _MEMBERS = ("start.json", "events.jsonl", "record.json")
 _MAX_RECORD = 16 << 20
@@ -76,7 +74,8 @@ class BuildRecord:
     cached: int = 0
     warnings: int = 0
     steps: tuple[StepRecord, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # an SLSA v1 predicate
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # an SLSA v1 predicate: of the first result
+    provenances: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by platform, where there are several
     pinned: bool = False
 
     @property
@@ -115,10 +114,10 @@ class History:
             ref=request.ref,
             started=self.clock(),
             frontend=request.frontend,
-            attrs=_open_attrs(request.attrs),
-            exporters=tuple((kind, _open_attrs(attrs)) for kind, attrs in request.exporters),
-            cache_imports=tuple((one.type, _open_attrs(one.attrs)) for one in request.cache_imports),
-            cache_exports=tuple((one.type, _open_attrs(one.attrs)) for one in request.cache_exports),
+            attrs=open_attrs(request.attrs),
+            exporters=tuple((kind, open_attrs(attrs)) for kind, attrs in request.exporters),
+            cache_imports=tuple((one.type, open_attrs(one.attrs)) for one in request.cache_imports),
+            cache_exports=tuple((one.type, open_attrs(one.attrs)) for one in request.cache_exports),
         )
         return Recording(self, directory, record, reporter)
 
@@ -269,7 +268,7 @@ class Recording:
         self._vertices: dict[str, Vertex] = {}
         self._warnings = 0
         self._steps: tuple[Explanation, ...] = ()
-        self._sources: tuple[pb.Op, ...] = ()
+        self._provenance: Mapping[str, Any] = {}
         self._held = _write(directory / "start.json", asdict(record), hold=True)
         self._events: BinaryIO | None = (directory / "events.jsonl").open("ab")
 
@@ -287,10 +286,10 @@ class Recording:
             except (OSError, ValueError):  # a full disk must not end the build that filled it: the log ends here
                 self._events = None
 
-    def note(self, steps: Sequence[Explanation], sources: Sequence[pb.Op]) -> None:
-        """While the build's job lives: what became of its steps, what it was made of."""
+    def note(self, steps: Sequence[Explanation], provenance: Mapping[str, Any]) -> None:
+        """While the build's job lives: what became of its steps, and what it had come to if it has no result."""
         self._steps = tuple(steps)
-        self._sources = tuple(sources)
+        self._provenance = provenance
 
     def end(self, result: SolveResult | None, error: BaseException | None) -> None:
         """Write how it ended. Never raises: a build is not to fail because it cannot be remembered."""
@@ -301,6 +300,7 @@ class Recording:
         status = COMPLETED if error is None else CANCELED if isinstance(error, CancelledError | CancelledError_) else ERROR
         completed = self._history.clock()
         vertices = [vertex for vertex in self._vertices.values() if vertex.started or vertex.cached]
+        made = dict(result.provenance) if result is not None else {}
         document = asdict(self._record) | {
             "status": status,
             "completed": completed,
@@ -311,15 +311,8 @@ class Recording:
             "cached": sum(1 for vertex in vertices if vertex.cached),
             "warnings": self._warnings,
             "steps": [asdict(_step(step)) for step in self._steps if step.outcome],
-            "provenance": predicate(
-                self._record.ref,
-                self._record.frontend,
-                self._record.attrs,
-                self._sources,
-                started=self._record.started,
-                completed=completed,
-                complete=not any(op.source.identifier.startswith("local://") for op in self._sources),
-            ),
+            "provenance": next(iter(made.values()), self._provenance),
+            "provenances": made if len(made) > 1 else {},
         }
         with self._lock:
             events, self._events = self._events, None
@@ -344,11 +337,6 @@ def _step(found: Explanation) -> StepRecord:
         nearest=found.nearest.name if found.nearest is not None else "",
         differences=found.differences,
     )
-
-
-def _open_attrs(attrs: Mapping[str, str]) -> dict[str, str]:
-    """Without values that are meant to be secret by their names."""
-    return {key: "xxxxx" if _SECRET.search(key) and not key.startswith("context:") else value for key, value in attrs.items()}
 
 
 def _record(document: Mapping[str, Any]) -> BuildRecord | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chantier.pb import ops_pb2 as pb
 
@@ -48,9 +48,13 @@ class SolveRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolveResult:
-    """`response` is the exporters' answer, `answers` that of each; `metadata` the frontend's (calls answer there)."""
+    """`response` is the exporters' answer, `answers` that of each; `metadata` the frontend's (calls answer there).
+
+    `provenance` has an SLSA v1 predicate for each result, by platform ("" where there is one alone).
+    """
 
     ref: str
     response: Mapping[str, str]
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     answers: tuple[Mapping[str, str], ...] = ()
+    provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

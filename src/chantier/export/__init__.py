@@ -9,8 +9,19 @@ Three names to know: `Exporter` (the protocol), `exporter_for` (type and attribu
 exported: references by platform with their configs and metadata).
 """
 
+from .attest import Attestation, Subject
 from .options import ImageOptions, parse_bool
 from .types import Exportable, ExportContext, Exporter, Response
 from .which import exporter_for
 
-__all__ = ["ExportContext", "Exportable", "Exporter", "ImageOptions", "Response", "exporter_for", "parse_bool"]
+__all__ = [
+    "Attestation",
+    "ExportContext",
+    "Exportable",
+    "Exporter",
+    "ImageOptions",
+    "Response",
+    "Subject",
+    "exporter_for",
+    "parse_bool",
+]

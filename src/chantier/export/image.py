@@ -25,6 +25,7 @@ from chantier.spec import (
     to_docker,
 )
 
+from .attestation_manifest import attestation_manifest, wants_index
 from .config import default_config, patch_config
 from .options import ImageOptions, parse_epoch
 from .push import push_image
@@ -66,11 +67,15 @@ class Image:
         return out
 
 
-async def make_image(what: Exportable, options: ImageOptions, context: ExportContext, step: Step) -> Image:
+async def make_image(
+    what: Exportable, options: ImageOptions, context: ExportContext, step: Step, *, inline: bool = False
+) -> Image:
     """Compute every document of the image and make sure that every new layer's blob exists in the store.
 
-    Base layers that were never needed stay where they are: `Blob.layer.local` is false for them.
+    `inline` is whether attestations that are for registries alone make an index of it. Base layers that were never needed stay where they are: `Blob.layer.local` is false for them.
     """
+    inline = options.attestation_inline if options.attestation_inline is not None else inline
+    indexed = wants_index(what, options, inline=inline)
     with step.action("exporting layers"):
         platforms = what.platforms()
         made = await asyncio.gather(*(_layers(what.refs[p], options, context, step) for p, _ in platforms))
@@ -82,6 +87,7 @@ async def make_image(what: Exportable, options: ImageOptions, context: ExportCon
         ]
     blobs: dict[Digest, Blob] = {}
     manifests: list[Descriptor] = []
+    said: list[Descriptor] = []
     config_descriptor: Descriptor | None = None
     for (platform_id, platform), layers, epoch in zip(platforms, made, epochs, strict=True):
         ref = what.refs[platform_id]
@@ -109,12 +115,20 @@ async def make_image(what: Exportable, options: ImageOptions, context: ExportCon
         annotations = {
             a.key: a.value for a in options.annotations if a.kind == "manifest-descriptor" and a.platform in ("", platform_id)
         }
-        manifests.append(replace(descriptor, platform=_platform_of(config, platform), annotations=annotations))
-    if not what.is_multi:
+        platform = _platform_of(config, platform)
+        manifests.append(replace(descriptor, platform=platform, annotations=annotations))
+        if indexed:
+            attested = await attestation_manifest(
+                what, platform_id, descriptor, platform, layers, _names(options, what), options, context, step
+            )
+            if attested is not None:
+                said.append(attested.descriptor)
+                blobs |= {one.digest: Blob(descriptor=one, data=data) for one, data in attested.documents}
+    if not indexed:
         if any(a.kind.startswith("index") for a in options.annotations):
             raise UsageError("index annotations not supported for single platform export")
         return Image(root=replace(manifests[0], platform=None), blobs=tuple(blobs.values()), config=config_descriptor)
-    index = _index(manifests, options)
+    index = _index([*manifests, *said], options)
     descriptor = _document(index, OCI_INDEX, options)
     with step.action(f"exporting manifest list {descriptor.digest}"):
         blobs[descriptor.digest] = Blob(descriptor=descriptor, data=index)
@@ -133,7 +147,7 @@ class ImageExporter:
 
     async def export(self, what: Exportable, context: ExportContext, step: Step) -> tuple[Response, Finalize | None]:
         names = _names(self.options, what)
-        image = await make_image(what, self.options, context, step)
+        image = await make_image(what, self.options, context, step, inline=True)
         await asyncio.to_thread(store_documents, image, context)
         for name in names:
             with step.action(f"naming to {name}"):

@@ -94,13 +94,15 @@ def _index(root: Descriptor, names: Sequence[str]) -> bytes:
 
 
 def _docker_manifest(image: Image, names: Sequence[str]) -> bytes:
-    config = next(b for b in image.blobs if image.config is not None and b.descriptor.digest == image.config.digest)
-    manifest = next(b for b in image.blobs if b.descriptor.digest == image.root.digest)
     import json
 
-    layers = [layer["digest"] for layer in json.loads(manifest.data or b"{}")["layers"]]
+    documents = {b.descriptor.digest: json.loads(b.data) for b in image.blobs if b.data is not None}
+    manifest = documents[image.root.digest]
+    if image.config is None:  # an index of one image and of what is attested of it
+        manifest = documents[manifest["manifests"][0]["digest"]]
+    layers = [layer["digest"] for layer in manifest["layers"]]
     document: dict[str, Any] = {
-        "Config": "blobs/" + config.descriptor.digest.replace(":", "/"),
+        "Config": "blobs/" + manifest["config"]["digest"].replace(":", "/"),
         "RepoTags": [Reference.parse(n).familiar() for n in names] or None,
         "Layers": ["blobs/" + digest.replace(":", "/") for digest in layers],
     }

@@ -56,6 +56,8 @@ class ImageOptions:
     insecure: bool = False
     tar: bool = True
     name_canonical: bool = False
+    oci_artifact: bool = True  # the form of attestation manifests
+    attestation_inline: bool | None = None  # whether to carry attestations meant for registries alone; None: by exporter
 
     @classmethod
     def parse(cls, attrs: Mapping[str, str]) -> ImageOptions:
@@ -68,6 +70,9 @@ class ImageOptions:
         if kind not in _COMPRESSIONS:
             raise UsageError(f"unsupported layer compression type {kind}", hint="use one of " + ", ".join(_COMPRESSIONS))
         oci = flag("oci-mediatypes", default=True)
+        artifact = flag("oci-artifact", default=oci)
+        if artifact and not oci:
+            raise UsageError('exporter option "oci-artifact=true" conflicts with "oci-mediatypes=false"')
         annotations = tuple(_annotations(attrs))
         if annotations and not oci:
             raise UsageError("annotations require OCI media types", hint="drop oci-mediatypes=false")
@@ -85,6 +90,8 @@ class ImageOptions:
             insecure=flag("registry.insecure"),
             tar=flag("tar", default=True),
             name_canonical=flag("name-canonical"),
+            oci_artifact=artifact,
+            attestation_inline=flag("attestation-inline") if "attestation-inline" in attrs else None,
         )
 
 

@@ -6,22 +6,26 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import shutil
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from chantier.cache import Ref
 from chantier.errors import CancelledError_, IntegrityError, UsageError
 from chantier.kernel import write_all
 from chantier.layer import Entry, encode, pack_diff
-from chantier.layer.header import DIRECTORY, HARDLINK
+from chantier.layer.header import DIRECTORY, HARDLINK, REGULAR
 from chantier.op.worker import threaded
 from chantier.progress import Step
 from chantier.session.types import FileSink, SentTree
 from chantier.snapshot import mounted
 from chantier.spec import host_platform
 
+from .attest_files import statement_files
 from .options import parse_bool, parse_epoch
 from .rewrite import TRAILER, rewrite_tar
 from .types import Exportable, ExportContext, Finalize, Response
@@ -40,6 +44,7 @@ class LocalExporter:
         if self._mode not in ("copy", "delete"):
             raise UsageError(f'invalid local exporter mode "{self._mode}"', hint="modes are copy and delete")
         self._split = _split(attrs)
+        self._prefix = attrs.get("attestation-prefix", "")
         self._epoch = parse_epoch(attrs.get("source-date-epoch"))
 
     async def export(self, what: Exportable, context: ExportContext, step: Step) -> tuple[Response, Finalize | None]:
@@ -47,11 +52,18 @@ class LocalExporter:
             raise UsageError("could not export without session")
         places = _places(what, self._split)
         async with AsyncExitStack() as stack:
-            trees = []
+            trees, names = [], []
             for platform, below in places:
+                epoch = _epoch(what, platform, self._epoch)
                 root = await stack.enter_async_context(_mounted(what.refs[platform], context, step))
-                trees.append(SentTree(root=root, below=below, epoch=_epoch(what, platform, self._epoch)))
-            await threaded(lambda cancelled: _check_merge(trees, [platform for platform, _ in places], cancelled))
+                trees.append(SentTree(root=root, below=below, epoch=epoch))
+                names.append(platform)
+                said = await statement_files(what, platform, below, self._prefix, root, context)
+                if said:
+                    beside = await stack.enter_async_context(_written(said, context))
+                    trees.append(SentTree(root=beside, below=below, epoch=epoch))
+                    names.append(f"attestations of {platform}" if platform else "attestations")
+            await threaded(lambda cancelled: _check_merge(trees, names, cancelled))
             started = {
                 label: step.status(label, name="transferring")
                 for label in (f"copying files {platform}" if platform else "copying files" for platform, _ in places)
@@ -70,6 +82,7 @@ class TreeTarExporter:
 
     def __init__(self, attrs: Mapping[str, str]) -> None:
         self._split = _split(attrs)
+        self._prefix = attrs.get("attestation-prefix", "")
         self._epoch = parse_epoch(attrs.get("source-date-epoch"))
 
     async def export(self, what: Exportable, context: ExportContext, step: Step) -> tuple[Response, Finalize | None]:
@@ -80,8 +93,14 @@ class TreeTarExporter:
             try:
                 for platform, below in _places(what, self._split):
                     prefix = f"{below}/" if below else ""
+                    epoch = _epoch(what, platform, self._epoch)
                     async with _mounted(what.refs[platform], context, step) as root:
-                        await _send_tree(sink, root, prefix, _epoch(what, platform, self._epoch), context)
+                        await _send_tree(sink, root, prefix, epoch, context)
+                        said = await statement_files(what, platform, below, self._prefix, root, context)
+                    for name, data in sorted(said.items()):
+                        mtime_ns = (epoch if epoch is not None else int(time.time())) * 1_000_000_000
+                        entry = Entry((prefix + name).encode(), REGULAR, 0o600, size=len(data), mtime_ns=mtime_ns)
+                        await sink.write(encode(entry) + data + bytes(-len(data) % 512))
                 await sink.write(TRAILER)
             except BaseException:
                 await sink.abort()
@@ -105,7 +124,7 @@ def _places(what: Exportable, split: bool | None) -> list[tuple[str, str]]:
 
 def _check_merge(trees: Sequence[SentTree], names: Sequence[str], cancelled: Callable[[], bool]) -> None:
     """Trees that go to one folder may share directories, nothing else."""
-    seen: dict[str, int] = {}
+    seen: dict[tuple[str, str], int] = {}
     if len({tree.below for tree in trees}) == len(trees):
         return
     for number, tree in enumerate(trees):
@@ -116,7 +135,7 @@ def _check_merge(trees: Sequence[SentTree], names: Sequence[str], cancelled: Cal
             links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
             for name in (*files, *links):
                 path = os.path.normpath(os.path.join(inside, name))
-                first = seen.setdefault(path, number)
+                first = seen.setdefault((tree.below, path), number)
                 if first != number:
                     raise UsageError(
                         f"cannot overwrite {path} from {names[first]} with {names[number]} when split option is disabled",
@@ -129,6 +148,25 @@ def _epoch(what: Exportable, platform: str, given: int | None) -> int | None:
         return given
     raw = what.value("source.date.epoch", platform)
     return parse_epoch(raw.decode()) if raw else None
+
+
+@asynccontextmanager
+async def _written(files: Mapping[str, bytes], context: ExportContext) -> AsyncIterator[Path]:
+    """A directory of these files, as long as the block lasts."""
+
+    def write(_cancelled: Callable[[], bool]) -> Path:
+        folder = Path(tempfile.mkdtemp(dir=context.mount_dir))
+        folder.chmod(0o755)
+        for name, data in files.items():
+            with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(data)
+        return folder
+
+    folder = await threaded(write)
+    try:
+        yield folder
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 class _mounted:
@@ -153,8 +191,6 @@ class _mounted:
 @contextmanager
 def _open(ref: Ref | None, context: ExportContext, step: Step, cancelled: Callable[[], bool]) -> Iterator[Path]:
     if ref is None:
-        import tempfile
-
         with tempfile.TemporaryDirectory(dir=context.mount_dir) as empty:
             yield Path(empty)
         return

@@ -7,13 +7,16 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chantier.cache import Cache, LayerBlob, Ref
 from chantier.progress import Reporter, Step
 from chantier.session.types import Session
 from chantier.spec import Descriptor, Platform, Reference
 from chantier.store import BlobStore
+
+if TYPE_CHECKING:
+    from .attest import Attestation
 
 Response = dict[str, str]
 """The exporter's part of the build's answer: `containerimage.digest`, `image.name` and so on (protocol.md 3.5)."""
@@ -25,11 +28,12 @@ class Exportable:
 
     `refs` maps platform ids to references (None: an empty tree). A build for one platform that was not asked to be a
     multi-platform result has the single key "". `metadata` is the frontend's: `containerimage.config[/ID]`,
-    `refs.platforms`, `source.date.epoch[/ID]`, and exporter attributes it set.
+    `refs.platforms`, `source.date.epoch[/ID]`, and exporter attributes it set. `attestations` have the keys of `refs`.
     """
 
     refs: Mapping[str, Ref | None]
     metadata: Mapping[str, bytes] = field(default_factory=dict)
+    attestations: Mapping[str, Sequence[Attestation]] = field(default_factory=dict)
 
     @property
     def is_multi(self) -> bool:

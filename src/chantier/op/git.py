@@ -57,6 +57,11 @@ class GitOp:
         self._source = _Source(vertex.op.source)
         self._commit: _Commit | None = None
 
+    @property
+    def pin(self) -> str:
+        """The object that the ref names, once that is known."""
+        return self._commit.sha if self._commit is not None else ""
+
     def acquire(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 

@@ -87,6 +87,11 @@ class HttpOp:
         self._found: _File | None = None
         self._lock = asyncio.Lock()
 
+    @property
+    def pin(self) -> str:
+        """The digest of the file, once that is known."""
+        return self._found.digest if self._found is not None else self._source.checksum
+
     def acquire(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 

@@ -271,6 +271,7 @@ class ImageOp:
         self._attrs = dict(source.attrs)
         self._platform = platform_of(vertex.op)
         self._limit = _limit(self._attrs.get("image.layerlimit", ""))
+        self.pin = ""  # what the reference named, once that is known
 
     async def _resolve(self, job: JobContext) -> ResolvedImage:
         mode = self._attrs.get("image.resolvemode", "default")
@@ -278,6 +279,7 @@ class ImageOp:
         checksum = self._attrs.get("image.checksum")
         if checksum and checksum != image.digest:
             raise IntegrityError(f"image digest {image.digest} for {self._ref} does not match expected checksum {checksum}")
+        self.pin = str(image.digest)
         return image
 
     async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:

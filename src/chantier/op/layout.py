@@ -87,9 +87,12 @@ class LayoutOp:
         self._ref = Reference.parse(source.identifier.removeprefix("oci-layout://"))
         self._store = source.attrs.get("oci.store", "") or self._ref.familiar().split("@")[0]
         self._platform = platform_of(vertex.op)
+        self.pin = ""  # what the reference named, once that is known
 
     async def _resolve(self, job: JobContext) -> ResolvedImage:
-        return await self._layouts.resolve(self._ref, self._platform, self._store, job.sessions)
+        image = await self._layouts.resolve(self._ref, self._platform, self._store, job.sessions)
+        self.pin = str(image.digest)
+        return image
 
     async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
         image = await self._resolve(job)

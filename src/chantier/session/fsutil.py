@@ -9,13 +9,14 @@ halves without a stream, for a worker thread; `send` and `receive` drive them ov
 from __future__ import annotations
 
 import asyncio
+import heapq
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,17 @@ class Tree:
     epoch: int | None = None
 
 
+def _in_order(trees: Sequence[tuple[int, Tree]]) -> Iterator[tuple[int, Entry]]:
+    """All entries in the order that receivers insist on, each with the number of its tree."""
+    lists = [zip(repeat(number), tree.entries) for number, tree in trees]
+    return heapq.merge(*lists, key=lambda one: os.fsencode(one[1].path).split(b"/")) if len(lists) > 1 else iter(lists[0])
+
+
 class Outgo:
     """The sending half of one or several trees. `stats` and `contents` are for a worker thread, one call at a time each."""
 
     def __init__(self, *trees: Tree) -> None:
-        """Of several trees each is below another directory."""
+        """Trees that go below one directory may share directories, and nothing else."""
         self._trees = sorted(trees, key=lambda tree: os.fsencode(tree.below).split(b"/"))
         self._roots: list[int] = []
         self._files: dict[int, tuple[int, str]] = {}  # what may still be asked for: tree and path in it, by id
@@ -134,21 +141,27 @@ class Outgo:
 
     def _list(self) -> Generator[bytes, None, None]:
         above: set[str] = set()
-        for number, tree in enumerate(self._trees):
-            epoch_ns = None if tree.epoch is None else tree.epoch * 1_000_000_000
+        for below, group in groupby(enumerate(self._trees), lambda one: one[1].below):
+            trees = list(group)
+            epoch = trees[0][1].epoch
             top = ""
-            for part in filter(None, tree.below.split("/")):
+            for part in filter(None, below.split("/")):
                 top += part
                 if top not in above:
                     above.add(top)
-                    yield self._told(Entry(top, stat.S_IFDIR | 0o755, mtime_ns=epoch_ns or 0, xattrs={}))
+                    yield self._told(Entry(top, stat.S_IFDIR | 0o755, mtime_ns=(epoch or 0) * 1_000_000_000, xattrs={}))
                 top += "/"
-            for entry in tree.entries:
+            before = ""
+            for number, entry in _in_order(trees):
+                if entry.path == before and stat.S_ISDIR(entry.mode):
+                    continue
+                before = entry.path
+                epoch = self._trees[number].epoch
                 if entry.has_content:
                     self._files[self._count] = (number, entry.path)
                 entry.read_xattrs()
-                if epoch_ns is not None:
-                    entry.mtime_ns = epoch_ns
+                if epoch is not None:
+                    entry.mtime_ns = epoch * 1_000_000_000
                 entry.path = top + entry.path
                 if entry.hard:
                     entry.link = top + entry.link
