@@ -15,8 +15,10 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
+
+from chantier.values import dataclass
 
 from .errors import Source
 

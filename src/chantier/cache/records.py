@@ -6,13 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from chantier.errors import NotFoundError
 from chantier.spec import Descriptor, Digest
 from chantier.spec.media import compression_of
 from chantier.store import Db
+from chantier.values import dataclass
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS cache_record (

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from chantier.progress import Step
 from chantier.spec import Descriptor, Digest
 from chantier.store import Writer
+from chantier.values import dataclass
 
 
 def never() -> bool:

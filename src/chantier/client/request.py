@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from chantier.session.types import Credentials
+from chantier.values import dataclass
 
 from .output import Output
 

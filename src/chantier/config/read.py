@@ -6,9 +6,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
+
+from chantier.values import dataclass
 
 from .lines import Path
 from .schema import ItemError, Key, Scalar, Table, keys_of

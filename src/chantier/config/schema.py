@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, field, fields
 from types import MappingProxyType
 from typing import Any
+
+from chantier.values import dataclass
 
 from .units import name_of, read_duration, read_size, write_duration, write_size
 

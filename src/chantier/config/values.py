@@ -4,11 +4,12 @@
 Upstream's meaning of each key is protocol.md section 7; what is ours stands in `ChantierConfig`.
 """
 
-# ruff: noqa: RUF009 -- `toml` makes a dataclass field, as dataclasses.field does
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from chantier.values import dataclass
 
 from .patterns import is_pattern, pattern_error
 from .schema import (

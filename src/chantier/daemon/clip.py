@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from chantier.pb import control_pb2 as pb
+from chantier.values import dataclass
 
 _SIZE = 2 << 20
 _SPEED = 200 << 10

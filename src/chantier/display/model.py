@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from chantier.progress import Event, Log, Status, Vertex, Warning, now
+from chantier.values import dataclass
 
 _KEPT_LINES = 1000
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from chantier.errors import ChantierError
 from chantier.llb import Proxy
+from chantier.values import dataclass
 
 from .instructions import Arg, ArgPair, Program
 from .scope import Platforms, Ranges

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from chantier.errors import IntegrityError
 from chantier.llb import DEFAULT_PATH
 from chantier.spec import Platform, dumps
+from chantier.values import dataclass
 
 HISTORY_COMMENT = "buildkit.dockerfile.v0"
 _FRACTION = re.compile(r"(\.\d*?)0+(?=Z|[+-]\d\d:\d\d\Z)")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from chantier.errors import ChantierError, DockerfileError
 from chantier.spec import Platform
+from chantier.values import dataclass
 
 from .config import Image
 from .contexts import NamedContext

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
 from chantier.errors import DockerfileError, Source, SourceRange
+from chantier.values import dataclass
 
 from .directives import DirectiveReader
 from .flags import split_flags

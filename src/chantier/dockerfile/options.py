@@ -7,7 +7,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TypeVar
 
 from chantier.errors import ChantierError, ReferenceError_, UsageError
@@ -15,6 +15,7 @@ from chantier.llb import Device, Resources, Ulimit
 from chantier.llb.run import Network
 from chantier.llb.sources import ResolveMode
 from chantier.spec import Platform
+from chantier.values import dataclass
 
 from .attests import Sbom, attestation_options
 from .bridge import CacheImport

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from chantier.values import dataclass
 
 from .args import ArgInfo
 from .scope import Ranges

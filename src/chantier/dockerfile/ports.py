@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 
 from chantier.errors import DockerfileError
+from chantier.values import dataclass
 
 from .gotext import quote
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from chantier.errors import SourceRange
 from chantier.llb import Location, Proxy, SourceMap, State
 from chantier.spec import Platform
 from chantier.spec.patterns import Patterns
+from chantier.values import dataclass
 
 from .config import Image, rfc3339
 from .instructions import ArgPair, Instruction

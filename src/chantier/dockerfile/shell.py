@@ -8,10 +8,11 @@ same error texts and the same list of unset names as stock frontends, for every 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final, NoReturn
 
 from chantier.errors import DockerfileError
+from chantier.values import dataclass
 
 from . import glob
 from .gotext import SPACES, quote

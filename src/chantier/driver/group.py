@@ -7,11 +7,12 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from chantier.errors import ChantierError, UsageError
 from chantier.spec import Platform, dumps
+from chantier.values import dataclass
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9.\-_]*\Z")
 

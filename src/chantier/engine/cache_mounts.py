@@ -16,7 +16,6 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -41,6 +40,7 @@ from chantier.spec import (
     parse_manifest,
 )
 from chantier.store import Writer
+from chantier.values import dataclass
 
 ARTIFACT = "application/vnd.chantier.cache-mount.v1"
 CONFIG = "application/vnd.chantier.cache-mount.config.v1+json"

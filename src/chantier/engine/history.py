@@ -21,7 +21,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 from chantier.errors import ChantierError, NotFoundError, UsageError
 from chantier.progress import Event, Reporter, Vertex, Warning, now
 from chantier.solver import Explanation
+from chantier.values import dataclass
 
 from .events import dump, load
 from .request import SolveRequest, SolveResult

@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from chantier.cache import Cache
@@ -16,6 +15,7 @@ from chantier.config import Config, gc_rules
 from chantier.snapshot import Native, Overlay, Snapshotter, overlay_works
 from chantier.store import Policy, Root, UsageRecord, Weight, plan, weigh, why_kept
 from chantier.store.gc import size_text
+from chantier.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from chantier.pb import ops_pb2 as pb
+from chantier.values import dataclass
 
 if TYPE_CHECKING:
     from chantier.dockerfile.bridge import FrontendResult

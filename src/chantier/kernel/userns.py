@@ -12,8 +12,10 @@ import shutil
 import stat
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+
+from chantier.values import dataclass
 
 from .namespaces import IdRange, parse_id_map
 

@@ -17,13 +17,13 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from chantier.errors import CancelledError_, ChantierError, DiskFullError, NotFoundError
 from chantier.kernel import copy_file, is_whiteout, open_in_root, resolve_in_root, write_all
 from chantier.spec.glob import base_name, compile_glob, has_wildcards, split_wildcards
 from chantier.spec.patterns import Filter, Parents, clean
+from chantier.values import dataclass
 
 from .chmod import Change, parse_mode
 

@@ -19,13 +19,13 @@ import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from chantier import kernel
 from chantier.errors import CancelledError_, ChantierError, DiskFullError, IntegrityError, StoreError, UsageError
 from chantier.spec import Digest
+from chantier.values import dataclass
 
 from .header import BLOCKDEV, CHARDEV, DIRECTORY, FIFO, HARDLINK, REGULAR, SYMLINK, Entry
 from .pack import never

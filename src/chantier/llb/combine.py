@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Unpack
 
 from chantier.pb import ops_pb2 as pb
+from chantier.values import dataclass
 
 from . import caps as cap
 from .constraints import Constraints, How, constraints

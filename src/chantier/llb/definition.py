@@ -8,12 +8,12 @@ The digest of an operation is that of its bytes as Go's deterministic marshallin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 from chantier.errors import UsageError
 from chantier.pb import ops_pb2 as pb
 from chantier.spec import Platform, digest_of, host_platform
+from chantier.values import dataclass
 
 _SUBJECTS = ("exec", "source", "file", "build", "merge", "diff", "passthrough")
 

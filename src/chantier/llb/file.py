@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from chantier.errors import UsageError
 from chantier.pb import ops_pb2 as pb
+from chantier.values import dataclass
 
 from . import caps as cap
 from .constraints import Constraints

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from chantier.errors import UsageError
+from chantier.values import dataclass
 
 _PROTOCOL = re.compile(r"[a-zA-Z0-9]+://")
 _SCHEMES = frozenset(("http", "https", "ssh", "git"))

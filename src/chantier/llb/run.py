@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Literal
 
 from chantier.errors import UsageError
 from chantier.pb import ops_pb2 as pb
+from chantier.values import dataclass
 
 from . import caps as cap
 from .constraints import Constraints

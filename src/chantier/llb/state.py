@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Unpack
 
 from chantier.errors import UsageError
 from chantier.pb import ops_pb2 as pb
 from chantier.spec import Platform
+from chantier.values import dataclass
 
 from .constraints import Constraints, How, constraints
 from .file import BoundAction, Copying, FileAction, FileVertex, Owner, clean

@@ -15,7 +15,6 @@ import posixpath
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -40,6 +39,7 @@ from chantier.registry.web import failure
 from chantier.snapshot import mounted
 from chantier.solver.types import CacheMap
 from chantier.spec import Digest, digest_of, dumps
+from chantier.values import dataclass
 
 from .image import source_key
 from .resolved import recall, remember

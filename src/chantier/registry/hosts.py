@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Flag, auto
 from urllib.parse import quote
 
 from chantier.config import RegistryConfig, RegistryExtra
+from chantier.values import dataclass
 
 from .network import DIRECT, Network
 from .tables import HUB, Table, Tables

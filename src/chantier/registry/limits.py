@@ -12,9 +12,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from chantier.config import RegistryExtra
+from chantier.values import dataclass
 
 from .retry import check
 from .types import Cancelled, never

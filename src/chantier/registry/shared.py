@@ -6,11 +6,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 
 from chantier.config import Config, is_pattern
+from chantier.values import dataclass
 
 from .auth import Authoriser, TokenCache
 from .breaker import Breakers, HostState

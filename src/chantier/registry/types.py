@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from chantier.spec import Descriptor, Digest
+from chantier.values import dataclass
 
 
 class Credentials(Protocol):

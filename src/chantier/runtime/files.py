@@ -11,10 +11,11 @@ import ipaddress
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from chantier.snapshot.mount import Mount
+from chantier.values import dataclass
 
 from .types import Bind
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from chantier.snapshot.mount import Mount
+from chantier.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

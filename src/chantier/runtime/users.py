@@ -11,11 +11,11 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from chantier.errors import UsageError
 from chantier.kernel import open_in_root
+from chantier.values import dataclass
 
 _LIMIT = 10 << 20
 _MAX_ID = (1 << 31) - 1

@@ -9,9 +9,10 @@ is gone. "Not there" is None, not an error.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from chantier.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

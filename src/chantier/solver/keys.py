@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from chantier.spec import new_id
+from chantier.values import dataclass
 
 from .types import CacheRecord
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from chantier.progress import Group, Step
+from chantier.values import dataclass
 
 
 @runtime_checkable

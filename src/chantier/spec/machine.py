@@ -9,8 +9,9 @@ of pattern over the word size, whatever they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from chantier.values import dataclass
 
 Accepts: TypeAlias = Callable[[str], bool]
 """Whether one character is taken."""

@@ -13,10 +13,11 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, TypeAlias
 
 from chantier.errors import ChantierError
+from chantier.values import dataclass
 
 from .machine import Accepts, Item, Machine, Many, One, Upto
 

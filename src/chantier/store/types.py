@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 
 from chantier.spec import Digest
+from chantier.values import dataclass
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 

@@ -9,8 +9,9 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from chantier.values import dataclass
 
 from . import frames as h2
 from .connection import Connection

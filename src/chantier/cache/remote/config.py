@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from chantier.errors import IntegrityError, ReferenceError_
 from chantier.spec import Digest, dumps
 from chantier.spec.times import parse_rfc3339, rfc3339
+from chantier.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from chantier.cache.types import LayerBlob
 from chantier.solver.export import ExportKey
 from chantier.solver.keys import is_volatile
+from chantier.values import dataclass
 
 from .config import CacheConfig, CacheLayer, CacheRecordEntry, CacheResult, Input, LayerNote
 from .names import record_name
