@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import http.client
 import json
 import os
-import socket
-import ssl
-import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chantier.errors import ChantierError, NotFoundError, UsageError
 from chantier.wire import ByteStream
 
 from .pipe import Pipe
+
+if TYPE_CHECKING:
+    import http.client
+    import ssl
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 DEFAULT = "default"
@@ -56,7 +55,7 @@ class SocketStream:
 
     async def close(self) -> None:
         self._writer.close()
-        with suppress(OSError, ssl.SSLError):
+        with suppress(OSError):  # which an ssl.SSLError is
             await self._writer.wait_closed()
 
 
@@ -83,23 +82,14 @@ class Host:
             found = await asyncio.open_connection(name, port, ssl=self.tls(), server_hostname=name if self.secure else None)
             return SocketStream(*found)
         if scheme == "ssh":
-            return await Pipe.start(_ssh(self.address))
+            return await Pipe.start(ssh_command(self.address))
         raise UsageError(f"unsupported protocol scheme {scheme!r} in the Docker host {self.address}")
 
     def http(self, timeout: float | None) -> http.client.HTTPConnection:
         """The same for blocking code. Raises UsageError for an address that cannot be spoken to."""
-        scheme, _, rest = self.address.partition("://")
-        if scheme == "unix":
-            return _SocketHTTP(partial(_unix_socket, rest), timeout)
-        if scheme == "tcp":
-            name, port = self.port()
-            tls = self.tls()
-            if tls is not None:
-                return http.client.HTTPSConnection(name, port, timeout=timeout, context=tls)
-            return http.client.HTTPConnection(name, port, timeout=timeout)
-        if scheme == "ssh":
-            return _SocketHTTP(partial(_command_socket, _ssh(self.address)), timeout)
-        raise UsageError(f"unsupported protocol scheme {scheme!r} in the Docker host {self.address}")
+        from .docker_http import connection  # half a hundred modules, which a command that asks no engine can do without
+
+        return connection(self, timeout)
 
     @property
     def secure(self) -> bool:
@@ -114,6 +104,8 @@ class Host:
     def tls(self) -> ssl.SSLContext | None:
         if not self.secure:
             return None
+        import ssl
+
         context = ssl.create_default_context()
         if not self.verify:
             context.check_hostname = False
@@ -211,38 +203,11 @@ class Contexts:
         return self.directory / "contexts/meta" / _id(name) / "meta.json"
 
 
-class _SocketHTTP(http.client.HTTPConnection):
-    """HTTP on a socket that `open` makes."""
-
-    def __init__(self, open: Callable[[float | None], socket.socket], timeout: float | None) -> None:
-        super().__init__("docker", timeout=timeout)
-        self._open = open
-
-    def connect(self) -> None:
-        self.sock = self._open(self.timeout)
-
-
-def _unix_socket(path: str, timeout: float | None) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(timeout)
-    sock.connect(path)
-    return sock
-
-
-def _command_socket(argv: list[str], timeout: float | None) -> socket.socket:
-    """A socket whose other end is a program's standard streams; the program ends when it is closed."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL, start_new_session=True)
-    ours.settimeout(timeout)
-    return ours
-
-
 def _id(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def _ssh(address: str) -> list[str]:
+def ssh_command(address: str) -> list[str]:
     from urllib.parse import urlsplit
 
     url = urlsplit(address)
@@ -250,4 +215,4 @@ def _ssh(address: str) -> list[str]:
     return [*argv, "--", url.hostname or "", "docker", "system", "dial-stdio"]
 
 
-__all__ = ["DEFAULT", "DEFAULT_HOST", "Contexts", "Host", "SocketStream"]
+__all__ = ["DEFAULT", "DEFAULT_HOST", "Contexts", "Host", "SocketStream", "ssh_command"]

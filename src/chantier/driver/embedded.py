@@ -36,6 +36,7 @@ class Embedded(Running):
 
     heading = "building with the embedded engine"
     title = "embedded"
+    config: Config
 
     def __init__(
         self,

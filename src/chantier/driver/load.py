@@ -7,7 +7,6 @@ Both take `POST /images/load` of Docker's Engine API with a docker tar as the bo
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import os
 from collections.abc import Mapping
@@ -58,6 +57,8 @@ def _host(name: str, address: str, env: Mapping[str, str]) -> Host:
 
 
 def _ping(host: Host) -> str | None:
+    import http.client
+
     try:
         connection = host.http(_CONNECT_S)
         connection.request("GET", "/_ping")
@@ -98,6 +99,8 @@ class EngineSink:
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
+        import http.client
+
         self._write(b"")
         try:
             self._connection.send(b"0\r\n\r\n")
@@ -126,6 +129,8 @@ class EngineSink:
 
 def takes_oci(host: Host) -> bool:
     """Whether the engine keeps images as they are (the containerd image store): it then loads OCI archives and indexes."""
+    import http.client
+
     try:
         connection = host.http(_CONNECT_S)
         connection.request("GET", "/info")

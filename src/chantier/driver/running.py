@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from chantier.client import BuildResult, Prepared
-from chantier.config import Config
 from chantier.progress import Reporter
 
 if TYPE_CHECKING:
+    from chantier.config import Config
     from chantier.pb import ops_pb2 as pb
 
 T = TypeVar("T")
@@ -37,10 +37,9 @@ class Running:
     place = "embedded/embedded0"  # BUILDER/NODE, before the id of a build
 
     without_output = ""  # how the warning about that goes on
-    config: Config  # what the engine's log is written by here
+    config: Config | None = None  # what the engine's log is written by here; None: as without a file
 
     def __init__(self) -> None:
-        self.config = Config()
         self._runner: asyncio.Runner | None = None
 
     @property

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,8 @@ from chantier.errors import ChantierError, NotFoundError, UsageError
 from .load import find_engine
 
 if TYPE_CHECKING:
+    import http.client
+
     from chantier.client.archives import Save
 
 
@@ -34,6 +35,8 @@ def saved_image(env: Mapping[str, str], image: str) -> Iterator[BinaryIO]:
         raise UsageError(
             err.brief.replace("load the image into", f"take {image} from"), hint="start Docker or Podman's socket"
         ) from err
+    import http.client
+
     connection = host.http(None)
     try:
         try:
@@ -49,6 +52,8 @@ def saved_image(env: Mapping[str, str], image: str) -> Iterator[BinaryIO]:
 
 
 def _refused(image: str, name: str, response: http.client.HTTPResponse) -> ChantierError:
+    import http.client
+
     try:
         said = str(json.loads(response.read(64 << 10)).get("message", ""))
     except (ValueError, AttributeError, OSError, http.client.HTTPException):
