@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,6 +187,10 @@ def test_an_error_points_at_its_source(daemon: Chantierd) -> None:
         assert details["errdefs.Vertex"]["digest"] == failing
         assert details["gatewayapi.ExitMessage"] == {"Code": 1}
         assert "errdefs.Solve" not in details
+        # Where in the daemon it was raised, for `buildctl --debug`.
+        frames = details["stack.Stack"]["frames"]
+        assert any(frame["Name"].startswith("chantier.") for frame in frames)
+        assert all(Path(frame["File"]).is_file() and frame["Line"] for frame in frames if frame["Name"].startswith("chantier."))
 
     asyncio.run(run())
 

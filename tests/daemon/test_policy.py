@@ -109,6 +109,23 @@ def test_rules_hold_for_graphs_and_for_questions(daemon: Chantierd) -> None:
     asyncio.run(run())
 
 
+def test_an_image_may_become_something_else(daemon: Chantierd) -> None:
+    """Whoever asks is told what it became, and has to look at that; what can only be an image says that it is none."""
+    became = "local://there"
+    rule = sp.Rule(action=sp.CONVERT, selector=sp.Selector(identifier=ALPINE), updates=sp.Update(identifier=became))
+
+    async def run() -> None:
+        async with driven(daemon, SourcePolicy=sp.Policy(rules=[rule])) as build:
+            source = ops_pb2.SourceOp(identifier=ALPINE)
+            meta = await build.bridge.unary("ResolveSourceMeta", gateway_pb2.ResolveSourceMetaRequest(Source=source))
+            assert (meta.Source.identifier, meta.Image.Digest) == (became, "")
+            with pytest.raises(GrpcError, match=r"turns the image .*alpine.* into local://there, which has no image config"):
+                await build.bridge.unary("ResolveImageConfig", gateway_pb2.ResolveImageConfigRequest(Ref="alpine"))
+            await build.returns()
+
+    asyncio.run(run())
+
+
 @pytest.mark.root
 @pytest.mark.registry
 def test_a_verifier_asks_and_decides(daemon: Chantierd) -> None:

@@ -359,6 +359,10 @@ def test_missing_parent_is_refused_without_create(src: Path, dst: Path) -> None:
 def test_empty_source(dst: Path) -> None:
     with pytest.raises(ChantierError, match=r"^lstat /x: no such file or directory$"):
         copy_tree(None, "x", dst, "/y", CopyOptions(**COPY))
+    copy_tree(None, "/", dst, "/here/", CopyOptions(**COPY))  # its root is there: a directory with nothing in it
+    assert [path.name for path in dst.iterdir()] == ["here"]
+    assert not list((dst / "here").iterdir())
+    (dst / "here").rmdir()
     copy_tree(None, "x*", dst, "/y", CopyOptions(**COPY))
     assert tree(dst) == {}
 

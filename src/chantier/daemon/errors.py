@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from traceback import walk_tb
 
+from chantier import __version__
 from chantier.errors import ChantierError, UnsupportedError
 from chantier.wire import Detail, GrpcError, json_detail, status_of
 from chantier.wire.status import CANCELLED, DEADLINE_EXCEEDED, INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED, UNKNOWN
 
+_MOST_FRAMES = 24
 _KEPT = frozenset((CANCELLED, DEADLINE_EXCEEDED, INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE))
 _CAP = re.compile(r"unsupported frontend capability (\S+)")
 _REQUEST = re.compile(r"unsupported request (\S+)")
@@ -29,7 +33,24 @@ def build_status(error: BaseException, extra: Sequence[Detail] = ()) -> GrpcErro
         elif found := _REQUEST.search(error.brief):
             code = UNIMPLEMENTED
             details.append(json_detail("errdefs.Subrequest", {"name": found[1]}))
+    if (stack := _stack(error)) is not None:
+        details.append(stack)
     return GrpcError(code, status.message, details, hint=status.hint)
+
+
+def _stack(error: BaseException) -> Detail | None:
+    """Where in this program it was raised, for `buildctl --debug`; innermost first, as Go prints stacks."""
+    frames = [
+        {
+            "Name": f"{frame.f_globals.get('__name__', '?')}.{frame.f_code.co_qualname}",
+            "File": frame.f_code.co_filename,
+            "Line": line,
+        }
+        for frame, line in walk_tb(error.__traceback__)
+    ]
+    if not frames:
+        return None
+    return json_detail("stack.Stack", {"frames": frames[: -_MOST_FRAMES - 1 : -1], "pid": os.getpid(), "version": __version__})
 
 
 __all__ = ["build_status"]

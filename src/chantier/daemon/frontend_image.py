@@ -80,6 +80,7 @@ async def _resolve(bridge: EngineBridge, source: str, opts: Mapping[str, str]) -
     found = await bridge.resolve_image(
         str(parsed), platform=platform, log_name=f"resolve image config for docker-image://{parsed}"
     )
+    found.of(str(parsed))
     pinned = str(parsed) if parsed.digest else f"{parsed}@{found.digest}"
     state = image(pinned, record_type="frontend", name=f"docker-image://{pinned}")
     return json.loads(found.config).get("config") or {}, state.marshal(platform, caps=bridge.caps)

@@ -300,6 +300,7 @@ class Gateway:
             log_name=request.LogName,
             store=store,
         )
+        found.of(request.Ref)
         return pb.ResolveImageConfigResponse(Ref=found.ref, Digest=found.digest, Config=found.config)
 
     async def _resolve_source_meta(self, request: pb.ResolveSourceMetaRequest, call: ServerCall) -> pb.ResolveSourceMetaResponse:
@@ -345,6 +346,9 @@ class Gateway:
             store=store,
             unchecked=unchecked,
         )
+        if "://" in found.ref:  # a source policy made something else of the image: whoever asked has to look at that
+            answer.Source.identifier = found.ref
+            return
         if found.ref != name:
             answer.Source.identifier = f"{scheme}://{found.ref}"
         answer.Image.Digest = found.digest

@@ -113,7 +113,7 @@ class Bases:
         except ChantierError as err:
             text = f"{written}: {err.brief}"
             raise err.reworded(text + hint(written, [*self.stages.names, *_COMMON])) from err.__cause__
-        config = Image.parse(found.config)
+        config = Image.parse(found.of(written).config)
         node.base_image = config
         if node.platform is None and self.scope.platforms.implicit:
             platform = _detected(config, platform, self.scope.platforms.build)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Literal, Protocol
 
+from chantier.errors import UnsupportedError
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Warning
 from chantier.spec import Platform
@@ -19,11 +20,20 @@ from chantier.values import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedImage:
-    """`ref` may differ from what was asked (source policy); `digest` is that of the manifest or index."""
+    """`ref` may differ from what was asked (source policy); `digest` is that of the manifest or index.
+
+    Where a policy made something else of the image, `ref` is that source's identifier, scheme and all, and the rest is empty.
+    """
 
     ref: str
     digest: str
     config: bytes
+
+    def of(self, asked: str) -> ResolvedImage:
+        """Itself, for who can do with nothing but an image. Raises UnsupportedError for something else."""
+        if "://" in self.ref:
+            raise UnsupportedError(f"the source policy turns the image {asked} into {self.ref}, which has no image config")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -291,6 +291,7 @@ class NamedContext:
         found = await self.contexts.bridge.resolve_image(
             shown, platform=self.platform, log_name=f"[context {self.key}] load metadata for {shown}", store=store
         )
+        found.of(shown)
         name = f"[context {self.key}] OCI load from client"
         if self.platform:
             state = oci_layout_state(shown, session=store.session, store=store.store, name=name, platform=self.platform)

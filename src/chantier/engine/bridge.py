@@ -217,6 +217,8 @@ class EngineBridge:
         wanted = platform or self.engine.platforms[0]
         if not unchecked:
             ref = await self._checked_image(ref, wanted, store)
+            if "://" in ref:
+                return ResolvedImage(ref=ref, digest="", config=b"")
         reporter: Reporter = self._reporter if log_name else Silent()
         with step(reporter, log_name or f"resolve image config for docker-image://{ref}") as shown:
             try:
@@ -225,7 +227,7 @@ class EngineBridge:
                 raise err.reworded(f"failed to resolve source metadata for {ref}: {err.brief}") from err.__cause__
 
     async def _checked_image(self, ref: str, platform: Platform, store: OciStore | None) -> str:
-        """The reference that the policy wants in its place."""
+        """The reference that the policy wants in its place; an identifier, with its scheme, of what is no such image."""
         if self.check_source is None:
             return ref
         scheme = "docker-image://" if store is None else "oci-layout://"
@@ -234,7 +236,7 @@ class EngineBridge:
         if made.identifier == source.identifier:
             return ref
         if not made.identifier.startswith(scheme):
-            raise UnsupportedError(f"the source policy turns the image {ref} into {made.identifier}, which has no image config")
+            return made.identifier
         return made.identifier.removeprefix(scheme)
 
     async def _resolve(self, ref: str, platform: Platform, mode: str, store: OciStore | None, shown: Step) -> ResolvedImage:

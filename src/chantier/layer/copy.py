@@ -18,6 +18,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from chantier.errors import CancelledError_, ChantierError, DiskFullError, NotFoundError
 from chantier.kernel import copy_file, is_whiteout, open_in_root, resolve_in_root, write_all
@@ -83,7 +84,12 @@ def copy_tree(
         if source is None:
             if options.wildcard and has_wildcards(src) and options.empty_wildcard:
                 return
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "lstat " + src)
+            if src.strip("/."):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "lstat " + src)
+            source = Path(
+                stack.enter_context(TemporaryDirectory(prefix="chantier-empty-"))
+            )  # the root is there, with nothing in it
+            source.chmod(0o755)
         source_fd = _open_root(source)
         stack.callback(os.close, source_fd)
         for path in options.required:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .failed import FailedStep
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+WINDOWS_PATH = r"c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0"  # what a client that asks is told
 
 _PROXIES = (
     ("http_proxy", "HTTP_PROXY"),
@@ -159,7 +160,8 @@ class RunOp:
         meta = self._op.meta
         environment = list(meta.env)
         if not any(entry.startswith("PATH=") for entry in environment):
-            environment.append(f"PATH={DEFAULT_PATH}")
+            path = WINDOWS_PATH if self._platform is not None and self._platform.os == "windows" else DEFAULT_PATH
+            environment.append(f"PATH={path}")
         for field, name in _PROXIES:
             value = getattr(meta.proxy_env, field)
             if value:
