@@ -25,7 +25,7 @@ from .definition import (
 from .file import DOCKERFILE, BoundAction, Copying, FileAction, Owner, copy, mkdir, mkfile, rm, symlink
 from .git_url import GitRef, GitUrl
 from .run import DEFAULT_PATH, Device, Mount, Proxy, Secret, Ssh, Ulimit, bind, cache, tmpfs
-from .sources import git, http, image, image_blob, local, oci_layout, parse_list
+from .sources import GitSignature, git, http, image, image_blob, local, oci_layout, parse_list
 from .state import Ran, State, deferred, from_definition, scratch
 from .vertex import range_to_pb
 
@@ -38,6 +38,7 @@ __all__ = [
     "Device",
     "FileAction",
     "GitRef",
+    "GitSignature",
     "GitUrl",
     "Graph",
     "Group",

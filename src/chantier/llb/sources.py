@@ -136,6 +136,20 @@ def local(
     return attrs.state("local://" + name, how)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GitSignature:
+    """What must have been signed by whom: the tag that is checked out if it is signed, else the commit.
+
+    `keys` are armored OpenPGP public keys, one after another, or lines of SSH public keys. `require_signed_tag` takes nothing
+    but a signed tag, `ignore_signed_tag` looks at the commit alone, `reject_expired` refuses keys that have expired since.
+    """
+
+    keys: str
+    reject_expired: bool = False
+    require_signed_tag: bool = False
+    ignore_signed_tag: bool = False
+
+
 def git(
     url: str,
     ref: str = "",
@@ -152,6 +166,7 @@ def git(
     fetch_by_commit: bool = False,
     bundle: str = "",
     checkout_bundle: bool = False,
+    signature: GitSignature | None = None,
     **how: Unpack[How],
 ) -> State:
     """A checkout. The identifier is the same for every protocol a repository is reached by; `git.fullurl` says how.
@@ -189,6 +204,11 @@ def git(
     attrs.put("git.fetchbycommit", "true" if fetch_by_commit else "", cap.SOURCE_GIT_FETCH_BY_COMMIT)
     attrs.put("git.bundle", bundle, cap.SOURCE_GIT_BUNDLE)
     attrs.put("git.checkoutbundle", "true" if checkout_bundle else "", cap.SOURCE_GIT_CHECKOUT_BUNDLE)
+    if signature is not None:
+        attrs.put("git.sig.pubkey", signature.keys, cap.SOURCE_GIT_SIGNATURE)
+        attrs.put("git.sig.rejectexpired", "true" if signature.reject_expired else "", cap.SOURCE_GIT_SIGNATURE)
+        attrs.put("git.sig.requiresignedtag", "true" if signature.require_signed_tag else "", cap.SOURCE_GIT_SIGNATURE)
+        attrs.put("git.sig.ignoresignedtag", "true" if signature.ignore_signed_tag else "", cap.SOURCE_GIT_SIGNATURE)
     return attrs.state("git://" + where, how)
 
 
@@ -261,4 +281,15 @@ def parse_list(value: str) -> tuple[str, ...]:
     return tuple(made)
 
 
-__all__ = ["ResolveMode", "SourceVertex", "git", "http", "image", "image_blob", "local", "oci_layout", "parse_list"]
+__all__ = [
+    "GitSignature",
+    "ResolveMode",
+    "SourceVertex",
+    "git",
+    "http",
+    "image",
+    "image_blob",
+    "local",
+    "oci_layout",
+    "parse_list",
+]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from chantier.errors import FetchError, NotFoundError, UnsupportedError, UsageError
+from chantier.errors import FetchError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from chantier.llb.definition import LoadedVertex
 from chantier.pb import ops_pb2 as pb
 from chantier.snapshot import mounted
@@ -31,6 +31,7 @@ from chantier.spec import new_id
 from .agent import agent_socket
 from .image import source_key
 from .resolved import recall, remember
+from .signature import check_name, signed_commit, signed_tag, verify, wanted_of
 from .trust import git_settings, registries_of
 from .worker import Worker, ask
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 _PASSED_ON = ("PATH", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")  # fmt: skip
-_UNSUPPORTED = ("git.bundle", "git.checkoutbundle", "git.sig.pubkey", "git.sig.requiresignedtag")
+_UNSUPPORTED = ("git.bundle", "git.checkoutbundle")
 _HEX = re.compile(r"[0-9a-fA-F]+\Z")
 _NO_DEPTH = "does not support shallow capabilities"  # what git says of servers that only serve files
 _STOP_S = 5.0
@@ -66,9 +67,12 @@ class GitOp:
         return nullcontext()
 
     async def cache_map(self, job: JobContext, index: int) -> tuple[CacheMap, bool]:
-        """The remote's address is no part of the key: a mirror gives the same commit."""
+        """The remote's address is no part of the key: a mirror gives the same commit. Nor is a signature: it is always checked."""
         commit = await self._resolved(job)
         source = self._source
+        if source.signature is not None:
+            async with _opened(self._worker, source, job) as git, _repository(self._worker, source, git, commit) as bare:
+                await _check_signature(self._worker, source, git.within(bare), commit)
         key = commit.sha
         if source.keep_git_dir:
             key += f".git#{commit.ref}"
@@ -106,6 +110,9 @@ async def named(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any], *,
     asking = _NoJob(sessions, job)
     async with _opened(worker, parsed, asking) as git:
         found = await _resolve(git, parsed, asking)
+        if parsed.signature is not None:
+            async with _repository(worker, parsed, git, found) as bare:
+                await _check_signature(worker, parsed, git.within(bare), found)
     return found.sha, found.ref, found.commit if found.commit != found.sha else ""
 
 
@@ -118,9 +125,49 @@ async def raw_object(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any
         async with _repository(worker, parsed, git, commit) as bare:
             inside = git.within(bare)
             await _fetch(inside, parsed, commit)
-            if not await _has(inside, sha):
-                await inside.remotely("fetch", "--depth=1", "--", parsed.remote, f"{commit.ref}:{commit.ref}")
-            return await inside("cat-file", "tag", sha)
+            return await _tag(inside, parsed, commit, sha)
+
+
+async def _tag(git: _Git, source: _Source, commit: _Commit, sha: str) -> bytes:
+    if not await _has(git, sha):
+        local = f"refs/chantier/tags/{sha}"
+        await git.remotely("fetch", "--quiet", "--depth=1", "--no-tags", "--force", "--", source.remote, f"{commit.ref}:{local}")
+    return await git("cat-file", "tag", sha)
+
+
+async def _check_signature(worker: Worker, source: _Source, git: _Git, commit: _Commit) -> None:
+    """Of the tag that was named, if it has one of its own that counts; else of the commit. Raises IntegrityError."""
+    wanted = source.signature
+    assert wanted is not None
+    await _fetch(git, source, commit)
+    of_tag: IntegrityError | None = None
+    async with _scratch(worker, "signature") as home:
+        if commit.tag and not wanted.ignore_signed_tag:
+            raw = await _tag(git, source, commit, commit.tag)
+            check_name("tag", raw, commit.tag)
+            try:
+                await verify(f"tag {commit.ref} of {source.shown}", signed_tag(raw), wanted, home)
+                return
+            except IntegrityError as err:
+                of_tag = err
+    if wanted.require_signed_tag:
+        raise of_tag or IntegrityError(f"signed tag required but no signed tag found: {source.shown}#{source.ref}")
+    sha = commit.commit or commit.sha
+    raw = await git("cat-file", "commit", sha)
+    check_name("commit", raw, sha)
+    async with _scratch(worker, "signature") as home:
+        await verify(f"commit {sha} of {source.shown}", signed_commit(raw, sha256=len(sha) == 64), wanted, home)
+
+
+@asynccontextmanager
+async def _scratch(worker: Worker, what: str) -> AsyncIterator[Path]:
+    """A directory for a while."""
+    path = worker.tmp / f"{what}-{new_id()}"
+    await worker.threaded(lambda _: path.mkdir(mode=0o700))
+    try:
+        yield path
+    finally:
+        await worker.threaded(lambda _: shutil.rmtree(path, ignore_errors=True))
 
 
 async def commit_object(source: pb.SourceOp, worker: Worker, sessions: Sequence[Any], *, job: Any) -> bytes:
@@ -147,9 +194,10 @@ class _NoJob:
 class _Commit:
     """What a source resolved to: the commit (or the tag object where `.git` is kept) and the full name it had."""
 
-    def __init__(self, sha: str, ref: str, commit: str = "") -> None:
+    def __init__(self, sha: str, ref: str, commit: str = "", tag: str = "") -> None:
         self.sha = sha
         self.ref = ref
+        self.tag = tag  # the object of an annotated tag
         self.commit = commit  # of an annotated tag
 
     @property
@@ -180,6 +228,7 @@ class _Source:
         self.header_secret = attrs.get("git.authheadersecret", "GIT_AUTH_HEADER")
         self.known_hosts = attrs.get("git.knownsshhosts", "")
         self.agent = attrs.get("git.mountsshsock", "")
+        self.signature = wanted_of(attrs)
         for name in _UNSUPPORTED:
             if attrs.get(name):
                 raise UnsupportedError(f"failed to load {self.shown}: {name} is not supported by this engine")
@@ -321,9 +370,7 @@ async def _opened(worker: Worker, source: _Source, job: Any) -> AsyncIterator[_G
     }
     async with AsyncExitStack() as stack:
         header = await _authorization(source, job)
-        scratch = worker.tmp / f"git-{new_id()}"
-        await worker.threaded(lambda _: scratch.mkdir(mode=0o700))
-        stack.push_async_callback(worker.threaded, lambda _: shutil.rmtree(scratch, ignore_errors=True))
+        scratch = await stack.enter_async_context(_scratch(worker, "git"))
         more, settings = await worker.threaded(lambda _: git_settings(source.remote, worker, job.sessions, scratch))
         if header:
             parts = urlsplit(source.remote)
@@ -407,7 +454,7 @@ async def _resolve(git: _Git, source: _Source, asks: Any) -> _Commit:
             raise FetchError(f"failed to fetch remote {source.shown}: {err}", transient=err.transient) from err
         remember(asks, key, found)
     # An annotated tag is an object of its own. Only who keeps `.git` can tell it from its commit.
-    made = found if source.keep_git_dir or not found.commit else _Commit(found.commit, found.ref, found.commit)
+    made = found if source.keep_git_dir or not found.commit else _Commit(found.commit, found.ref, found.commit, found.tag)
     return _checked(made, source, also=found.commit)
 
 
@@ -425,7 +472,8 @@ async def _ask_remote(git: _Git, source: _Source) -> _Commit:
     short = ref.removeprefix("refs/")
     for name in (f"refs/{short}", f"refs/heads/{short}", f"refs/tags/{short}"):
         if name in found:
-            return _Commit(found[name], name, found.get(name + "^{}", ""))
+            commit = found.get(name + "^{}", "")
+            return _Commit(found[name], name, commit, found[name] if commit else "")
     raise NotFoundError(f'repository does not contain ref {source.ref}, output: "{out.decode(errors="replace").strip()}"')
 
 
