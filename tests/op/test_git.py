@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chantier.errors import ChantierError, NotFoundError, UnsupportedError, UsageError
+from chantier.errors import ChantierError, NotFoundError, UsageError
 from chantier.op.git import GitOp, commit_object, named, redacted
 from chantier.pb import ops_pb2 as pb
 from chantier.session.local import LocalSession, SecretSource
@@ -171,8 +171,6 @@ def test_unknown_things(bench: Bench, remote: Remote) -> None:
         op(bench, remote.url("one"), "main", checksum="foobar")
     with pytest.raises(UsageError, match="invalid git address"):
         op(bench, "--upload-pack=touch /x")
-    with pytest.raises(UnsupportedError, match="not supported"):
-        op(bench, remote.url("one"), **{"sig.pubkey": "k"})
 
 
 def test_a_branch_that_moves_between_key_and_run(bench: Bench, remote: Remote) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chantier.errors import ChantierError, FetchError, IntegrityError, NotFoundError, UnsupportedError
+from chantier.errors import ChantierError, FetchError, IntegrityError, NotFoundError, UsageError
 from chantier.op.http import HttpOp, fetched, last_modified
 from chantier.pb import ops_pb2 as pb
 from chantier.session.local import LocalSession, SecretSource
@@ -265,9 +265,10 @@ def test_last_modified(bench: Bench, server: Server) -> None:
     assert bench.wait(last_modified(source, bench.worker, [])) is None
 
 
-def test_signatures_are_not_ignored(bench: Bench) -> None:
-    with pytest.raises(UnsupportedError):
-        op(bench, "http://x/f", **{"sig.pubkey": "key"})
+def test_half_a_signature_is_a_mistake(bench: Bench) -> None:
+    for name in ("sig.pubkey", "sig.signature"):
+        with pytest.raises(UsageError, match="a signature needs a public key, and a key a signature"):
+            op(bench, "http://x/f", **{name: "text"})
 
 
 def test_a_truncated_body_leaves_nothing(bench: Bench, server: Server) -> None:

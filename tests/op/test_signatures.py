@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -15,10 +16,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chantier.errors import IntegrityError, UsageError
-from chantier.llb import GitSignature, git
+from chantier.llb import GitSignature, git, http
 from chantier.op.git import GitOp, named
+from chantier.op.http import HttpOp
 from chantier.op.signature import signed_commit, signed_tag
 from chantier.pb import ops_pb2 as pb
+
+from .test_http import Server
 
 if TYPE_CHECKING:
     from conftest import Bench
@@ -204,6 +208,39 @@ def test_what_was_changed_after_signing(signers: Signers) -> None:
         (signers.home / "data").write_bytes(found.data.replace(b"tree", b"treE").replace(b"tag", b"taG"))
         with pytest.raises(AssertionError, match="BAD signature"):
             signers.gpg("--verify", str(signers.home / "sig"), str(signers.home / "data"))
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+
+
+def test_files_of_the_web(bench: Bench, signers: Signers, server: Server) -> None:
+    (signers.home / "file").write_bytes(b"hello")
+    signers.gpg(
+        "--armor", "--local-user", signers.ids["alice"], "--output", str(signers.home / "file.asc"), "--detach-sign", "file"
+    )
+    signature = (signers.home / "file.asc").read_text()
+
+    def made(url: str, by: str, **more: str) -> HttpOp:
+        state = http(url, keys=signers.keys[by], signature=signature, filename="f", **more)  # type: ignore[arg-type]
+        return HttpOp(bench.vertex(pb.Op.FromString(getattr(state.marshal(), "def")[0])), bench.worker)
+
+    good = made(server.serve("/good", b"hello"), "alice")
+    bench.map_of(good)
+    (result,) = bench.run(good)
+    assert bench.files(result) == {"f": "hello 600"}
+    checksum = "sha256:" + hashlib.sha256(b"hello").hexdigest()
+    for url, by, said in (
+        (server.serve("/good", b"hello"), "bob", "unknown entity"),
+        (server.serve("/bad", b"hell0"), "alice", "invalid"),
+    ):
+        for more in ({}, {"checksum": checksum}):
+            with pytest.raises(IntegrityError, match=f"failed to verify the signature of {url}: .*{said}"):
+                bench.map_of(made(url, by, **more))
 
 
 def test_metadata_is_given_of_what_is_signed_only(bench: Bench, signers: Signers) -> None:

@@ -36,6 +36,7 @@ SOURCE_HTTP_CHECKSUM = "source.http.checksum"
 SOURCE_HTTP_PERM = "source.http.perm"
 SOURCE_HTTP_UID_GID = "soruce.http.uidgid"  # the wire's own spelling (protocol.md 9.3)
 SOURCE_HTTP_HEADER = "source.http.header"
+SOURCE_HTTP_SIGNATURE = "source.http.signatureverify"
 SOURCE_OCI_LAYOUT = "source.ocilayout"
 EXEC_BASE = "exec.meta.base"
 EXEC_CGROUP_PARENT = "exec.meta.cgroup.parent"

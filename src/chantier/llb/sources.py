@@ -223,9 +223,14 @@ def http(
     auth_header_secret: str = "",
     accept: str = "",
     user_agent: str = "",
+    keys: str = "",
+    signature: str = "",
     **how: Unpack[How],
 ) -> State:
-    """One file from a URL, named `filename` or as the server or the URL names it."""
+    """One file from a URL, named `filename` or as the server or the URL names it.
+
+    `signature` is an armored, detached OpenPGP signature of the file, `keys` are armored public keys of who may have made it.
+    """
     attrs = _Attrs(caps={cap.SOURCE_HTTP})
     attrs.put("http.checksum", checksum, cap.SOURCE_HTTP_CHECKSUM)
     attrs.put("http.filename", filename)
@@ -235,6 +240,8 @@ def http(
     attrs.put("http.authheadersecret", auth_header_secret, cap.SOURCE_HTTP_AUTH)
     attrs.put("http.header.accept", accept, cap.SOURCE_HTTP_HEADER)
     attrs.put("http.header.user-agent", user_agent, cap.SOURCE_HTTP_HEADER)
+    attrs.put("http.sig.pubkey", keys, cap.SOURCE_HTTP_SIGNATURE)
+    attrs.put("http.sig.signature", signature, cap.SOURCE_HTTP_SIGNATURE)
     return attrs.state(url, how)
 
 

@@ -13,8 +13,9 @@ import json
 import os
 import posixpath
 import re
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -26,7 +27,6 @@ from chantier.errors import (
     FetchError,
     IntegrityError,
     NotFoundError,
-    UnsupportedError,
     UsageError,
 )
 from chantier.kernel import write_all
@@ -38,11 +38,12 @@ from chantier.registry.retry import wait
 from chantier.registry.web import failure
 from chantier.snapshot import mounted
 from chantier.solver.types import CacheMap
-from chantier.spec import Digest, digest_of, dumps
+from chantier.spec import Digest, digest_of, dumps, new_id
 from chantier.values import dataclass
 
 from .image import source_key
 from .resolved import recall, remember
+from .signature import verify_file
 from .trust import web_of
 from .worker import Worker, ask
 
@@ -101,6 +102,8 @@ class HttpOp:
         if not checksum:
             found = await self._fetched(job)
             checksum, modified = found.digest, found.modified
+        elif source.signature:  # checked by every build, whatever is cached of it
+            await self._fetched(job)
         key: dict[str, Any] = {
             "Filename": source.filename,
             "Perm": source.mode,
@@ -139,8 +142,25 @@ class HttpOp:
                 if known is None or self._source.checksum not in ("", known.digest):
                     known = await self._fetch(job)
                     remember(job, self._source.index, known)
+                if self._source.signature:
+                    await self._check_signature(known)
                 self._found = known
             return self._found
+
+    async def _check_signature(self, found: _File) -> None:
+        """Raises IntegrityError if the file is not what its signer signed."""
+        worker, source = self._worker, self._source
+        async with AsyncExitStack() as stack:
+            ref = await self._get(found)
+            stack.push_async_callback(worker.threaded, lambda _: ref.release())
+            mount = await worker.threaded(lambda cancelled: mounted(ref.mounts(cancelled=cancelled), readonly=True))
+            root = await worker.threaded(lambda _: mount.__enter__())
+            stack.push_async_callback(worker.threaded, lambda _: mount.__exit__(None, None, None))
+            home = worker.tmp / f"signature-{new_id()}"
+            await worker.threaded(lambda _: home.mkdir(mode=0o700))
+            stack.push_async_callback(worker.threaded, lambda _: shutil.rmtree(home, ignore_errors=True))
+            (name,) = await worker.threaded(lambda _: os.listdir(root))
+            await verify_file(_shown(source.url), root / name, source.signature, source.keys, home)
 
     async def _fetch(self, job: JobContext) -> _File:
         source = self._source
@@ -236,8 +256,10 @@ class _Source:
         self.gid = _number(attrs.get("http.gid", ""), 10, "http.gid", 0)
         self.auth_secret = attrs.get("http.authheadersecret", "")
         self.headers = {name: attrs[f"http.header.{name}"] for name in _HEADER_ATTRS if f"http.header.{name}" in attrs}
-        if any(key.startswith("http.sig.") for key in attrs):
-            raise UnsupportedError(f"failed to load {self.url}: PGP signatures of HTTP sources are not checked by this engine")
+        self.signature = attrs.get("http.sig.signature", "")
+        self.keys = attrs.get("http.sig.pubkey", "")
+        if bool(self.signature) != bool(self.keys):
+            raise UsageError(f"failed to load {_shown(self.url)}: a signature needs a public key, and a key a signature")
 
     @property
     def index(self) -> str:

@@ -105,6 +105,22 @@ async def verify(what: str, signed: Signed | None, wanted: Wanted, home: Path) -
         raise IntegrityError(f"failed to verify the signature of {what}: {err}") from err
 
 
+async def verify_file(what: str, path: Path, signature: str, keys: str, home: Path) -> None:
+    """A file by an armored OpenPGP signature beside it. As `verify`."""
+    if "-----BEGIN PGP SIGNATURE-----" not in signature:
+        raise UsageError(f"failed to decode armored signature of {what}", hint="an armored, detached OpenPGP signature is wanted")
+
+    def place() -> None:
+        (home / "data").symlink_to(path)
+        (home / "signature").write_text(signature)
+
+    await asyncio.to_thread(place)
+    try:
+        await _verify_pgp(Wanted(keys=keys), home)
+    except IntegrityError as err:
+        raise IntegrityError(f"failed to verify the signature of {what}: {err}") from err
+
+
 def _write(home: Path, signed: Signed) -> None:
     (home / "data").write_bytes(signed.data)
     (home / "signature").write_bytes(signed.signature)
@@ -203,4 +219,4 @@ async def _run(argv: Sequence[str], home: Path, stdin: Path | None = None) -> tu
     return process.returncode or 0, out.decode(errors="replace"), said.decode(errors="replace")
 
 
-__all__ = ["Signed", "Wanted", "check_name", "signed_commit", "signed_tag", "verify", "wanted_of"]
+__all__ = ["Signed", "Wanted", "check_name", "signed_commit", "signed_tag", "verify", "verify_file", "wanted_of"]
