@@ -296,6 +296,16 @@ def test_operations_know_their_lines(tmp_path: Path) -> None:
 # What is asked for, and when
 
 
+def test_what_add_fetches_knows_its_line(tmp_path: Path) -> None:
+    """A server that does not answer is an error of the line that names it."""
+    text = "FROM scratch\nADD https://a.test/f /f\nADD https://a.test/r.git#main /r\n"
+    graph = make(tmp_path, text).graph
+    assert graph.source is not None
+    for identifier, line in (("https://a.test/f", 2), ("git://a.test/r.git#main", 3)):
+        (vertex,) = (v for v in graph.vertices.values() if v.op.source.identifier == identifier)
+        assert [r.start.line for r in graph.source.locations[vertex.original].locations[0].ranges] == [line]
+
+
 def test_only_what_the_target_needs_is_looked_up(tmp_path: Path) -> None:
     made = make(tmp_path, "FROM nowhere AS a\nRUN x\nFROM busybox AS b\nFROM alpine AS c\nCOPY --from=b /x /y\n", {"target": "c"})
     assert sorted(a[0] for a in made.bridge.asked) == ["docker.io/library/alpine:latest", "docker.io/library/busybox:latest"]

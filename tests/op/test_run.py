@@ -575,6 +575,15 @@ def test_parallelism_is_a_hard_bound(bench: Bench) -> None:
     assert most == 2
 
 
+def test_a_device_that_a_step_needs_is_told_to_be_missing(shop: Shop) -> None:
+    op = shop.op("true")
+    op._op.cdiDevices.add(name="vendor.example/device=one", optional=True)
+    shop.run(op)
+    op._op.cdiDevices.add(name="vendor.example/device=two")
+    with pytest.raises(UnsupportedError, match=r'required device "vendor.example/device=two" is not registered'):
+        shop.run(op)
+
+
 def test_no_runtime_and_no_emulator_are_told(shop: Shop) -> None:
     foreign = pb.Platform(OS="linux", Architecture="mips64")
     with pytest.raises(UnsupportedError, match="no emulator for linux/mips64 is registered on this linux/"):

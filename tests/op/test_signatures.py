@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -247,10 +248,10 @@ def test_metadata_is_given_of_what_is_signed_only(bench: Bench, signers: Signers
     """What a source policy asks before it decides (ResolveSourceMeta)."""
     attrs = {"git.fullurl": f"file://{signers.repository}", "git.sig.pubkey": signers.keys["alice"]}
     source = pb.SourceOp(identifier="git://unused.test/x.git#signed", attrs=attrs)
-    object, ref, commit = bench.wait(named(source, bench.worker, []))
+    object, ref, commit = bench.wait(named(source, bench.worker, [], job=SimpleNamespace(resolved={})))
     assert (object, ref, commit) == (
         signers.git("rev-parse", "signed"), "refs/tags/signed", signers.git("rev-parse", "plain"),
     )  # fmt: skip
     source.attrs["git.sig.pubkey"] = signers.keys["bob"]
     with pytest.raises(IntegrityError, match="not signed"):
-        bench.wait(named(source, bench.worker, []))
+        bench.wait(named(source, bench.worker, [], job=SimpleNamespace(resolved={})))

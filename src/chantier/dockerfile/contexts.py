@@ -21,6 +21,7 @@ from chantier.llb import (
     FileAction,
     GitRef,
     How,
+    Location,
     SourceMap,
     State,
     deferred,
@@ -359,10 +360,18 @@ def git_context(value: str, *, keep: bool | None = None, opts: Mapping[str, str]
 
 
 def git_state(
-    ref: GitRef, *, keep_git_dir: bool = False, checksum: str = "", commit_times: bool = False, name: str | None = None
+    ref: GitRef,
+    *,
+    keep_git_dir: bool = False,
+    checksum: str = "",
+    commit_times: bool = False,
+    name: str | None = None,
+    locations: tuple[Location, ...] = (),
 ) -> State:
     """A checkout of what `ref` says; the other arguments are over what it says."""
-    how: How = {"name": name} if name is not None else {}
+    how: How = {"locations": locations}
+    if name is not None:
+        how["name"] = name
     return git(
         ref.remote,
         ref.ref,

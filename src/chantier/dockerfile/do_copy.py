@@ -234,7 +234,13 @@ def _add_git(copier: _Copier, action: FileAction, ref: GitRef) -> FileAction:
         raise DockerfileError(f'checksum mismatch "{files.checksum}" != "{ref.checksum}"')
     keep = ref.keep_git_dir if ref.keep_git_dir is not None else keep
     # ADD does not take the mtime of the query, as BuildKit does not.
-    state = git_state(replace(ref, mtime=""), keep_git_dir=bool(keep), checksum=files.checksum, name=copier.name)
+    state = git_state(
+        replace(ref, mtime=""),
+        keep_git_dir=bool(keep),
+        checksum=files.checksum,
+        name=copier.name,
+        locations=copier.at.scope.locations(copier.at.ranges),
+    )
     return action.copy(state, "/", copier.dest, copier.base)
 
 
@@ -244,7 +250,14 @@ def _add_http(copier: _Copier, action: FileAction, src: str) -> FileAction:
         raise DockerfileError("source can't be a URL for COPY")
     checksum = _digest(files.checksum) if files.checksum else ""
     file = url_file_name(src)
-    state = http(src, filename=file, checksum=checksum, name=copier.name, description={"com.docker.dockerfile.v1.command": ""})
+    state = http(
+        src,
+        filename=file,
+        checksum=checksum,
+        name=copier.name,
+        description={"com.docker.dockerfile.v1.command": ""},
+        locations=copier.at.scope.locations(copier.at.ranges),
+    )
     return action.copy(state, file, copier.dest, replace(copier.base, unpack=bool(files.unpack)))
 
 

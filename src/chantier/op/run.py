@@ -109,6 +109,12 @@ class RunOp:
                 self._failed(self._worker.no_runtime or "no OCI runtime works on this machine"),
                 hint="install runc, or name one that works as `binary` in [worker.oci] of the configuration",
             )
+        required = [device.name for device in self._op.cdiDevices if not device.optional]
+        if required:
+            raise UnsupportedError(
+                self._failed(f'required device "{required[0]}" is not registered'),
+                hint="no devices are given to steps yet: leave `required` out where the step can do without",
+            )
         if not runs_here(self._platform, self._worker.platform):
             raise UnsupportedError(
                 self._failed(f"no emulator for {self._platform} is registered on this {self._worker.platform} machine"),
