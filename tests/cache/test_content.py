@@ -104,6 +104,16 @@ def test_errors(root: Path, path: str, text: str) -> None:
     assert str(caught.value) == text
 
 
+def test_a_near_name_is_told(root: Path) -> None:
+    (root / "d/server.conf").write_text("")
+    with pytest.raises(NotFoundError) as caught:
+        one(root, path="d/srever.conf")
+    assert caught.value.hint == 'did you mean "/d/server.conf"?'
+    with pytest.raises(NotFoundError) as caught:
+        one(root, path="d/nothing-like-it")
+    assert caught.value.hint is None
+
+
 def test_required_paths(root: Path) -> None:
     one(root, include=("d/x",), required=("/d/x",))
     with pytest.raises(NotFoundError, match=r'^"/d/none": not found$'):

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 from chantier.errors import CancelledError_, ChantierError, NotFoundError
@@ -31,6 +33,7 @@ from .types import never
 EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # of no bytes
 
 _MAX_LINKS = 255
+_MOST_NAMES = 2000  # that a missing one is compared with
 _MAX_KEPT = 200_000  # entries of a tree that are kept
 _LARGE = 1 << 20  # files from here on are read by threads of their own
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -173,7 +176,7 @@ class ContentTree:
                 continue
             node = self.children(here).get(name) if here.kind == DIR else None
             if node is None:
-                raise NotFoundError(f"{json.dumps(path, ensure_ascii=False)}: not found")
+                raise NotFoundError(f"{json.dumps(path, ensure_ascii=False)}: not found", hint=self._near(here, name))
             if node.kind != LINK or not (todo or follow):
                 here = node
                 continue
@@ -184,6 +187,16 @@ class ContentTree:
                 here = self.top
             todo += [part for part in reversed(node.link.split(b"/")) if part not in (b"", b".")]
         return here
+
+    def _near(self, here: _Node, name: bytes) -> str | None:
+        """What may have been meant by a name that a directory has not."""
+        names = [os.fsdecode(other) for other in islice(self.children(here), _MOST_NAMES)] if here.kind == DIR else []
+        near = get_close_matches(os.fsdecode(name), names, n=1)
+        return (
+            f"did you mean {json.dumps(os.path.join('/', os.fsdecode(here.path), near[0]), ensure_ascii=False)}?"
+            if near
+            else None
+        )
 
     def _rows(self, path: str, selector: Selector) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """The files and directory headers a filtered selector takes, in byte order, and the path they are named below."""
