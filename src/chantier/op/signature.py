@@ -14,10 +14,10 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from chantier.errors import IntegrityError, UnsupportedError, UsageError
+from chantier.values import dataclass
 
 _BEGIN = re.compile(rb"^-----BEGIN (PGP|SSH) SIGNATURE-----$", re.MULTILINE)
 _PGP_KEYS = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
