@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,33 @@ def test_each_plugin_is_called_as_the_specification_says(net: Net, leases: Lease
         assert (given["name"], given["cniVersion"], given["type"], given["colour"]) == (net.name, "1.0.0", "witness", "red")
         assert "capabilities" not in given
         assert given["prevResult"]["ips"][0]["address"] == f"{net.prefix}.2/24"
+
+
+RACY = """#!/bin/sh
+if [ "$CNI_COMMAND" = ADD ] && [ ! -e {made} ]; then
+  sleep 0.3
+  mkdir {made} || exit 4
+fi
+echo '{{"cniVersion": "1.0.0"}}'
+"""
+
+
+def test_what_plugins_make_once_is_made_by_one(net: Net, leases: Leases, tmp_path: Path) -> None:
+    """Plugins look and then make, as `firewall` does its chains: the first ADD of each engine of a namespace is alone."""
+    program = tmp_path / "racy"
+    program.write_text(RACY.format(made=tmp_path / "made"))
+    program.chmod(0o755)
+    file = net.state / "racy.conf"
+    file.write_text(json.dumps({"cniVersion": "1.0.0", "name": "racy", "type": "racy"}))
+    engines = [Cni(load(str(file)), [str(tmp_path)]) for _ in range(2)]
+    given = [leases.new() for _ in range(6)]
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            for done in [pool.submit(engines[index % 2].attach, lease, "") for index, lease in enumerate(given)]:
+                done.result(30)
+    finally:
+        for lease in given:
+            leases.drop(lease)
 
 
 @pytest.mark.parametrize(("version", "told"), [("0.3.1", False), ("0.4.0", True), ("1.0.0", True)])

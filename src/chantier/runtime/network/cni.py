@@ -8,11 +8,14 @@ first plugin runs, so a list needs no `loopback`.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,15 +117,33 @@ class Cni:
             )
         for plugin in plan.plugins:
             _program(plugin["type"], self._dirs)
+        self._mutex = threading.Lock()
+        self._made = False  # what the plugins share between containers
 
     def attach(self, lease: Lease, hostname: str) -> None:
         """ADD. When a plugin fails, those before it are undone."""
         state: dict[str, Any] = {**_as_state(self._plan, self._dirs), "args": _args(hostname)}
         lease.write(self.kind, state)
-        previous: object = None
-        for index in range(len(self._plan.plugins)):
-            previous = _call("ADD", self._plan, index, previous, self._dirs, lease.id, lease.namespace, state["args"])
+        with self._first_alone():
+            previous: object = None
+            for index in range(len(self._plan.plugins)):
+                previous = _call("ADD", self._plan, index, previous, self._dirs, lease.id, lease.namespace, state["args"])
         lease.write(self.kind, {**state, "result": previous})
+
+    @contextmanager
+    def _first_alone(self) -> Iterator[None]:
+        """Until one ADD has gone well nobody else adds, in this process or in another of this network namespace.
+
+        Plugins look for a bridge or a chain and then make it (firewall: CNI-ADMIN): two at once both find nothing, and one fails.
+        """
+        if self._made:
+            yield
+            return
+        with self._mutex, open("/proc/self/ns/net", "rb") as namespace:
+            if not self._made:
+                fcntl.flock(namespace, fcntl.LOCK_EX)
+            yield
+            self._made = True
 
     def check(self, lease: Lease) -> None:
         """CHECK, where the configuration has it."""
