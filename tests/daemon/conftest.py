@@ -84,7 +84,7 @@ def _starter(directory: Path, registry: RealRegistry) -> tuple[Start, list[Chant
             process = subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ, **(env or {})})
         found = Chantierd(process, address, directory / f"{name}-root", config, log)
         started.append(found)
-        found.wait_for("running server on")
+        found.wait_for("running server on", 60)
         return found
 
     return start, started

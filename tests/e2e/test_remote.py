@@ -91,6 +91,17 @@ def test_every_kind_of_address(address: str, command: Command, daemon: Chantierd
         assert expected in (tmp_path / "calls").read_text()
 
 
+def test_a_builder_behind_dial_stdio(command: Command, daemon: Chantierd, tmp_path: Path) -> None:
+    """`chantier dial-stdio` stands where `buildctl dial-stdio` would: the builder of that machine is reached through it."""
+    command("create", "--name", "there", daemon.address).ok()
+    program = tmp_path / "bin/ssh"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -m chantier dial-stdio --builder there\n")
+    build(command, "ssh://far.test", tmp_path / "out").ok()
+    assert (tmp_path / "out/out").read_text() == "hello you secret\n"
+    refused = command("dial-stdio", "--builder", "embedded")
+    assert refused.code == 1 and "the embedded engine has no connection to proxy" in refused.err
+
+
 def test_a_builder_on_tcp_with_client_certificates(
     command: Command, daemon: Chantierd, certs: Path, port: int, tmp_path: Path
 ) -> None:
