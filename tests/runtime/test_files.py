@@ -64,6 +64,14 @@ def test_resolv_conf(text: str, dns: Dns, host: bool, expected: str | None) -> N
         assert got == expected
 
 
+def test_who_serves_names_where_the_machine_cannot_be_asked() -> None:
+    """A process that stands between (pasta, slirp4netns) reaches servers on the machine's loopback; a container does not."""
+    local = "nameserver 127.0.0.1\noptions x\n"
+    assert resolv_text(local, Dns(), host=False, otherwise=("10.0.2.3",)) == "nameserver 10.0.2.3\noptions x\n"
+    assert resolv_text("nameserver 10.0.0.1\n", Dns(), host=False, otherwise=("10.0.2.3",)) == "nameserver 10.0.0.1\n"
+    assert resolv_text(local, Dns(), host=True, otherwise=("10.0.2.3",)) == local
+
+
 def test_systemd_stub_is_replaced_by_what_stands_behind_it(files: Files) -> None:
     files.source.write_text("nameserver 127.0.0.53\noptions edns0\n")
     files.systemd.write_text("nameserver 10.9.9.9\n")

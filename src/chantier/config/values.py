@@ -124,7 +124,7 @@ class WorkerConfig:
     gc_policies: tuple[GcPolicyConfig, ...] = toml("gcpolicy", Table(GcPolicyConfig, many=True))
     network_mode: str = toml(
         "networkMode",
-        choice("auto", "host", "none", "cni", "bridge"),
+        choice("auto", "host", "none", "cni", "bridge", "pasta", "slirp4netns"),
         "",
         about="the network of steps that ask for none in particular; auto: cni if its configuration is there, else host",
     )

@@ -238,9 +238,7 @@ def _helper(asked: _Asked) -> list[Finding]:
 def _network(asked: _Asked) -> list[Finding]:
     from chantier.runtime.network import modes_here
 
-    tools = [name for name in ("pasta", "slirp4netns") if shutil.which(name)]
-    modes = ", ".join(modes_here())
-    return [Finding(name="network", state=OK, found=f"steps may have {modes}" + (f"; {', '.join(tools)} found" if tools else ""))]
+    return [Finding(name="network", state=OK, found=f"steps may have {', '.join(modes_here())}")]
 
 
 def _binfmt(asked: _Asked) -> list[Finding]:

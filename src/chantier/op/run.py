@@ -427,6 +427,7 @@ def _files(worker: Worker) -> Files:
         return Files(
             where=_places(worker).owner,
             dns=Dns(nameservers=dns.nameservers, options=dns.options, search=dns.search_domains),
+            otherwise=worker.networks.nameservers if worker.networks is not None else (),
         )
 
     return cast("Files", worker.kept("run.files", made))

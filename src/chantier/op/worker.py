@@ -28,9 +28,13 @@ T = TypeVar("T")
 
 
 class Networks(Protocol):
-    """Where a step's network comes from when it asks for the default one. `mode` is host, none, bridge or cni."""
+    """Where a step's network comes from when it asks for the default one. `mode` is what it is called: host, bridge, cni.
+
+    `nameservers` are for steps if the machine's own are all on its loopback; empty where there are none.
+    """
 
     mode: str
+    nameservers: tuple[str, ...]
 
     def acquire(self, hostname: str) -> AbstractAsyncContextManager[str]:
         """Yields what `Container.network` takes: the path of a namespace file, `host` or `none`."""

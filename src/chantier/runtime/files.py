@@ -36,10 +36,11 @@ class Dns:
 
 @dataclass(kw_only=True, eq=False)
 class Files:
-    """Makes the files below `where`. Any thread."""
+    """Makes the files below `where`. Any thread. `otherwise` are nameservers for containers that can reach none of the machine's."""
 
     where: Path
     dns: Dns = field(default_factory=Dns)
+    otherwise: tuple[str, ...] = ()
     source: Path = Path("/etc/resolv.conf")
     systemd: Path = Path("/run/systemd/resolve/resolv.conf")
     _written: dict[str, str] = field(default_factory=dict, init=False)
@@ -69,7 +70,9 @@ class Files:
         text = _read(self.source)
         if not host and _nameservers(text) == [_SYSTEMD_STUB] and self.systemd.exists():
             text = _read(self.systemd)
-        return self._shared("resolv-host.conf" if host else "resolv.conf", resolv_text(text, self.dns, host=host))
+        return self._shared(
+            "resolv-host.conf" if host else "resolv.conf", resolv_text(text, self.dns, host=host, otherwise=self.otherwise)
+        )
 
     def _shared(self, name: str, text: str) -> Path:
         path = self.where / name
@@ -89,13 +92,13 @@ def hosts_text(hostname: str, extra: Sequence[tuple[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def resolv_text(text: str, dns: Dns, *, host: bool) -> str:
+def resolv_text(text: str, dns: Dns, *, host: bool, otherwise: Sequence[str] = ()) -> str:
     """resolv.conf for a container, made of the machine's and of the configuration (resolv.conf(5))."""
     servers = list(dns.nameservers) or _nameservers(text)
     usable = servers if host else [server for server in servers if not _is_loopback(server)]
     if host and servers and not any((dns.nameservers, dns.options, dns.search)):
         return text
-    usable = usable or list(_DEFAULT_NAMESERVERS)
+    usable = usable or (list(otherwise) if not host else []) or list(_DEFAULT_NAMESERVERS)
     search = list(dns.search) or _words(text, "search")
     options = list(dns.options) or _words(text, "options")
     lines = [f"search {' '.join(search)}"] if search else []

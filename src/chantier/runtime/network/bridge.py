@@ -61,7 +61,7 @@ class Bridge:
         except OSError as err:
             raise UnsupportedError(
                 f"failed to connect a step to the bridge {self.name}: {err.filename or 'netlink'}: {err.strerror}",
-                hint="the bridge needs CAP_NET_ADMIN in the network namespace of the builder; networkMode host needs nothing",
+                hint="the bridge needs CAP_NET_ADMIN in the network namespace of the builder; networkMode pasta or slirp4netns needs none",
             ) from err
 
     def _attach(self, lease: Lease) -> None:

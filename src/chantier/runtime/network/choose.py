@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from .bridge import Bridge
 from .cni import BINARY_DIRS, Cni, load
 from .leases import Leases, Provider
 from .pool import Networks, Same
+from .usermode import NAMESERVER, UserMode
 
 _CONFIG = Path("/etc/buildkit/cni.json")
+USER_MODES = ("pasta", "slirp4netns")
 _TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
 
 
@@ -32,7 +35,7 @@ def cni_config(config: OciConfig, env: Mapping[str, str]) -> str:
 
 
 def mode_of(config: OciConfig, env: Mapping[str, str] = os.environ) -> str:
-    """The mode that holds: host, none, bridge or cni. `auto` is CNI if it is configured, else the machine's network.
+    """The mode that holds: host, none, bridge, cni, pasta or slirp4netns. `auto` is CNI if it is configured, else the machine's network.
 
     Whoever wrote a CNI configuration wanted it: that plugins are missing is an error then, not a reason to use the host's.
     """
@@ -50,7 +53,7 @@ def modes_here() -> list[str]:
     if not in_user_namespace():
         found += ["bridge"] if firewall.programs() else []
         found += ["cni"] if any(os.path.exists(os.path.join(each, "bridge")) for each in BINARY_DIRS) else []
-    return found
+    return found + [name for name in USER_MODES if shutil.which(name)]
 
 
 def open_networks(config: OciConfig, root: Path, env: Mapping[str, str] = os.environ) -> Networks | Same:
@@ -67,11 +70,15 @@ def open_networks(config: OciConfig, root: Path, env: Mapping[str, str] = os.env
     elif mode == "cni":
         dirs = config.cni_binary_path.split(os.pathsep) if config.cni_binary_path else BINARY_DIRS
         provider = Cni(load(cni_config(config, env)), dirs)
+    elif mode in USER_MODES:
+        provider = UserMode(mode)
     else:
         raise UnsupportedError(
-            f'invalid network mode: "{mode}"', hint="networkMode in [worker.oci] is auto, host, none, bridge or cni"
+            f'invalid network mode: "{mode}"',
+            hint="networkMode in [worker.oci] is auto, host, none, bridge, cni, pasta or slirp4netns",
         )
-    return Networks(mode, provider, Leases(root), config.cni_pool_size)
+    nameservers = (NAMESERVER,) if mode in USER_MODES else ()
+    return Networks(mode, provider, Leases(root), config.cni_pool_size, nameservers=nameservers)
 
 
 __all__ = ["cni_config", "mode_of", "modes_here", "open_networks"]

@@ -5,7 +5,7 @@ NET/
   OWNER/            one a live process, flock'ed as long as it lives
     lock
     ID              the namespace, bind mounted
-    ID.json         {"kind": "bridge" or "cni", "state": what undoes it, "tries": failed attempts to undo it}
+    ID.json         {"kind": the provider, "state": what undoes it, "tries": failed attempts to undo it}
 
 The note is written before the namespace is connected and removed after it was disconnected. It lies on the disk: the state
 directory may outlive the mount namespace of its owner, as that of a container that is started again, and addresses outlive
@@ -154,9 +154,9 @@ def undo(lease: Lease) -> bool:
 
 
 def _detached(lease: Lease, noted: Mapping[str, Any]) -> bool:
-    from . import bridge, cni
+    from . import bridge, cni, usermode
 
-    detach = {"bridge": bridge.detach, "cni": cni.detach}[noted["kind"]]
+    detach = {"bridge": bridge.detach, "cni": cni.detach}.get(noted["kind"], usermode.detach)
     try:
         detach(lease, noted["state"])
         return True

@@ -31,6 +31,7 @@ class Same:
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
+        self.nameservers: tuple[str, ...] = ()
 
     @asynccontextmanager
     async def acquire(self, hostname: str) -> AsyncIterator[str]:
@@ -46,8 +47,11 @@ class Same:
 class Networks:
     """Implements `op.Networks` by a provider. `size` are kept ready. Any event loop; close it after the last step."""
 
-    def __init__(self, mode: str, provider: Provider, leases: Leases, size: int = 0) -> None:
+    def __init__(
+        self, mode: str, provider: Provider, leases: Leases, size: int = 0, *, nameservers: tuple[str, ...] = ()
+    ) -> None:
         self.mode = mode
+        self.nameservers = nameservers
         self._provider = provider
         self._leases = leases
         self._size = size
