@@ -46,14 +46,6 @@ static long handle_of_root(void)
 	return syscall(SYS_open_by_handle_at, fd, &handle, O_RDONLY);
 }
 
-static long memory_of(int pid, int write_it)
-{
-	static char buffer[16];
-	struct iovec mine = {buffer, 8}, theirs = {(void *)0x400000, 8};
-
-	return syscall(write_it ? SYS_process_vm_writev : SYS_process_vm_readv, pid, &mine, 1, &theirs, 1, 0);
-}
-
 static long all_capabilities(void)
 {
 	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -208,10 +200,6 @@ int main(int argc, char **argv)
 	CALL("move-pages", syscall(SYS_move_pages, 1, 0, NULL, NULL, NULL, 0))
 	CALL("set-mempolicy", syscall(SYS_set_mempolicy, 0, NULL, 0))
 	CALL("kcmp", syscall(SYS_kcmp, getpid(), 1, 0, 0, 0))
-	CALL("read-init", memory_of(1, 0))
-	CALL("write-init", memory_of(1, 1))
-	CALL("ptrace-init", ptrace(PTRACE_ATTACH, 1, 0, 0))
-	CALL("ptrace-seize-init", ptrace(PTRACE_SEIZE, 1, 0, 0))
 	CALL("pidfd-getfd", syscall(SYS_pidfd_getfd, syscall(SYS_pidfd_open, 1, 0), 0, 0))
 	CALL("personality", syscall(SYS_personality, 0x0400000UL))
 	CALL("vsock", socket(40, SOCK_STREAM, 0))

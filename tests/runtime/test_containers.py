@@ -23,7 +23,7 @@ from chantier.runtime.host import this_host
 from chantier.snapshot.mount import Mount
 from chantier.spec import new_id
 
-from .conftest import cgroups_of, processes_with
+from .conftest import cgroups_of, eventually, processes_with
 from .rootless import KINDS
 
 pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.parametrize("kind", KINDS, indirect=True)]
@@ -92,6 +92,29 @@ class TestEnds:
         assert sh("(setsid sleep 600 &); (sleep 600 &); exit 4", process={"env": (*ENV, mark)}).code == 4
         assert time.monotonic() - began < 30
         assert processes_with(mark) == []
+
+    def test_the_step_is_the_first_process(self, sh: Any) -> None:
+        """As BuildKit's steps are: what looks at its own id, or is a program that expects to be an init, finds the same."""
+        assert sh("echo $$; cat /proc/1/comm; exec sh -c 'echo $$'").out == "1\nsh\n1\n"
+
+    @pytest.mark.parametrize("uid", [0, 1000])
+    def test_a_killed_monitor_takes_the_step_along(self, using: Any, rootfs: Path, kind: str, uid: int) -> None:
+        if not kind.startswith("native"):
+            pytest.skip("a runtime that has no monitor")
+        mark = f"MARK={new_id()}"
+        what = container(rootfs, "sh", "-c", "echo ready; sleep 600", env=(*ENV, mark), process={"uid": uid, "gid": uid})
+
+        async def work(runtime: Any) -> int:
+            ready = asyncio.Event()
+            running = asyncio.create_task(runtime.run(what, output=lambda *_: ready.set()))
+            await ready.wait()
+            parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in processes_with(mark)}
+            (monitor,) = parents - set(processes_with(mark))
+            os.kill(monitor, signal.SIGKILL)
+            return int((await running).code)
+
+        assert using(work) == 255
+        assert eventually(lambda: processes_with(mark) == [], 10)
 
     def test_cancelling_kills_the_whole_tree(self, using: Any, rootfs: Path) -> None:
         mark = f"MARK={new_id()}"

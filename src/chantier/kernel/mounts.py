@@ -76,6 +76,17 @@ def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, d
     libc.check(result, source, target)
 
 
+def file_system(fd: int) -> int:
+    """The magic number of the file system that a descriptor is on: `f_type` of fstatfs(2)."""
+    import ctypes
+
+    # glibc's struct statfs begins with it: a long, but on s390x an unsigned int. 120 bytes are its largest size.
+    room = (ctypes.c_uint32 if os.uname().machine == "s390x" else ctypes.c_long) * 64
+    info = room()
+    libc.check(libc.function("fstatfs")(fd, info))
+    return int(info[0])
+
+
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     libc.check(libc.function("umount2")(os.fsencode(target), flags), target)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import resource
 import select
@@ -114,14 +115,6 @@ def _make_path(path: str, *, directory: bool) -> None:
         raise _because(f'error creating mount point "{path}"', err) from err
 
 
-def _is_proc(fd: int) -> bool:
-    """Whether a descriptor is of a proc file system. statfs(2) is not in Python: its device is asked of /proc/self/mountinfo."""
-    info = os.fstat(fd)
-    device = f"{os.major(info.st_dev)}:{os.minor(info.st_dev)}"
-    with open("proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        return any(line.split()[2] == device and line.partition(" - ")[2].split()[0] == "proc" for line in table)
-
-
 def _target(path: str, *, directory: bool) -> int:
     try:
         try:
@@ -131,7 +124,7 @@ def _target(path: str, *, directory: bool) -> int:
             fd = os.open(path, _RUN_FLAGS)
     except OSError as err:
         raise _because(f'error opening mount point "{path}"', err) from err
-    if path != "/proc" and not path.startswith("/proc/") and _is_proc(fd):
+    if path != "/proc" and not path.startswith("/proc/") and kernel.file_system(fd) == _PROC_MAGIC:
         raise Refused(f'refusing to mount at "{path}": it leads into /proc')
     return fd
 
@@ -455,8 +448,8 @@ def _look_up(name: str, environment: dict[str, str]) -> str:
     raise Refused(f'exec: "{name}": executable file not found in $PATH')
 
 
-def _run_step(plan: Plan, terminal: int) -> NoReturn:
-    """In the step's process, with what it may keep at 0, 1, 2 and the pipe for errors at 3. Raises Refused."""
+def _run_step(plan: Plan, terminal: int, monitor: socket.socket | None = None) -> NoReturn:
+    """In the step's process, with what it may keep at 0, 1, 2 and at 3 what errors are told on. Raises Refused."""
     described, args, env = plan.find("process"), plan.find("args"), plan.find("env") or []
     assert described is not None
     assert args is not None
@@ -504,6 +497,12 @@ def _run_step(plan: Plan, terminal: int) -> NoReturn:
         _set_capabilities(masks[2], masks[1], masks[3], masks[4])
     except OSError as err:
         raise _because("error changing the user", err) from err
+    if monitor is not None:
+        # If the monitor is killed. A change of user takes this away: it comes after.
+        caller.prctl(caller.PR_SET_PDEATHSIG, signal.SIGKILL)
+        with suppress(BlockingIOError):
+            if not monitor.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                os._exit(1)
     if later:
         try:
             os.chdir(cwd)
@@ -528,7 +527,7 @@ def _run_step(plan: Plan, terminal: int) -> NoReturn:
         raise _because(f"exec {path}", err) from err
 
 
-# Pid 1
+# The first process, and the guard of a neighbour
 
 
 def _code(status: int) -> int:
@@ -585,9 +584,9 @@ def _watch_step(parent: socket.socket, signals: _Signals, step: int) -> NoReturn
                     os.kill(step, int(packet[1:]))
 
 
-def _run_init(plan: Plan, parent: socket.socket, alive: int) -> NoReturn:
+def _run_first(plan: Plan, parent: socket.socket, alive: int) -> NoReturn:
     try:
-        _init(plan, parent, alive)
+        _first(plan, parent, alive)
     except Refused as err:
         parent.send(b"E" + os.fsencode(str(err))[:3900])
     except BaseException as err:
@@ -595,9 +594,9 @@ def _run_init(plan: Plan, parent: socket.socket, alive: int) -> NoReturn:
     os._exit(1)
 
 
-def _init(plan: Plan, parent: socket.socket, alive: int) -> NoReturn:
+def _first(plan: Plan, parent: socket.socket, alive: int) -> NoReturn:
     entered = plan.find("enter")
-    caller.prctl(caller.PR_SET_NAME, b"chantier-init")
+    caller.prctl(caller.PR_SET_NAME, b"chantier-first")
     os.setsid()
     if entered is None:
         caller.prctl(caller.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -610,15 +609,23 @@ def _init(plan: Plan, parent: socket.socket, alive: int) -> NoReturn:
     except OSError as err:
         raise _because("error making namespaces", err) from err
     caller.join_session_keyring()
-    terminal = -1
     if entered is not None:
         _enter(entered, alive)
         wanted = plan.find("tty")
-        if wanted is not None:
-            terminal = _open_terminal(wanted[0], wanted[1], parent)
-    else:
-        caller.prctl(caller.PR_SET_CHILD_SUBREAPER, 1)
-        terminal = _set_up(plan, parent)
+        terminal = _open_terminal(wanted[0], wanted[1], parent) if wanted is not None else -1
+        _run_guarded(plan, parent, terminal, alive)
+    terminal = _set_up(plan, parent)
+    if terminal == 3:
+        terminal = os.dup(terminal)
+    if parent.fileno() != 3:
+        os.dup2(parent.fileno(), 3, inheritable=False)
+        parent.close()
+        parent.__init__(fileno=3)  # type: ignore[misc]  # where those who say what went wrong look for it
+    _run_step(plan, terminal, parent)
+
+
+def _run_guarded(plan: Plan, parent: socket.socket, terminal: int, alive: int) -> NoReturn:
+    """The step of a container that runs: it is in that one's pid namespace, so it is our child."""
     readable, writable = os.pipe2(os.O_CLOEXEC)
     signals = _Signals()
     step = os.fork()
@@ -723,24 +730,24 @@ def _watch(control: socket.socket, plan_fd: int, alive: int) -> NoReturn:
     signals = _Signals()
     try:
         if own_pids:
-            kernel.unshare(kernel.CLONE_NEWPID)  # for our children; the rest is init's to make
-        init = os.fork()
+            kernel.unshare(kernel.CLONE_NEWPID)  # for our children; the rest is the first one's to make
+        first = os.fork()
     except OSError as err:
         raise _because("error making namespaces", err) from err
-    if init == 0:
+    if first == 0:
         signal.set_wakeup_fd(-1)
         control.close()
         mine.close()
-        _run_init(plan, theirs, alive)
+        _run_first(plan, theirs, alive)
     theirs.close()
     mine.setblocking(False)
     for fd in (0, 1, 2):
         os.close(fd)
-    code = _join(plan, init, control)
+    code = _join(plan, first, control)
     if _joins(plan):
         with suppress(OSError):
             mine.send(b"G")
-    code = _serve(control, mine, signals, init, code, entered=entered)
+    code = _serve(control, mine, signals, first, code, entered=entered)
     if not own_pids and not entered:
         _kill_children()
     out_of_memory = _oom(plan)
@@ -754,22 +761,23 @@ def _joins(plan: Plan) -> bool:
     return plan.find("group") is not None or plan.find("join") is not None
 
 
-def _join(plan: Plan, init: int, control: socket.socket) -> int:
+def _join(plan: Plan, first: int, control: socket.socket) -> int:
     for _, args in plan.all("group", "join"):
         try:
             with open(f"{args[0]}/cgroup.procs", "w", encoding="ascii") as file:
-                file.write(str(init))
+                file.write(str(first))
         except OSError as err:
             control.send(f"Eerror joining cgroup {args[0]}: {_reason(err)}".encode())
-            os.kill(init, signal.SIGKILL)
+            os.kill(first, signal.SIGKILL)
             return 1
     return -1
 
 
-def _serve(control: socket.socket, mine: socket.socket, signals: _Signals, init: int, code: int, *, entered: bool) -> int:
-    """Until init has ended; returns the step's exit code, or -1."""
+def _serve(control: socket.socket, mine: socket.socket, signals: _Signals, first: int, code: int, *, entered: bool) -> int:
+    """Until the first process has ended; returns the step's exit code, or -1."""
     watched: list[Any] = [signals.readable, mine, control]
-    ended = False
+    pidfd = os.pidfd_open(first)
+    ended = failed = False
     while not ended:
         ready = select.select(watched, [], [])[0]
         if control in ready:
@@ -781,17 +789,21 @@ def _serve(control: socket.socket, mine: socket.socket, signals: _Signals, init:
                     if entered:
                         mine.send(b"S9")
                     else:
-                        os.kill(init, signal.SIGKILL)
+                        os.kill(first, signal.SIGKILL)
             elif packet[:1] == b"S":
                 with suppress(OSError):
-                    mine.send(packet)
+                    if entered:
+                        mine.send(packet)
+                    else:
+                        os.kill(first, int(packet[1:]))
         if signals.readable in ready:
             signals.take()
         with suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                if found[0] == init:
+                if found[0] == first:
                     ended = True
-                    if code < 0 and _code(found[1]):
+                    # A guard has said how its step ended; if it says nothing and ends well, something is wrong.
+                    if code < 0 and (not entered or _code(found[1])):
                         code = _code(found[1])
         while mine in watched:
             try:
@@ -802,10 +814,15 @@ def _serve(control: socket.socket, mine: socket.socket, signals: _Signals, init:
                 packet, fds = b"", []
             if not packet:
                 watched.remove(mine)
+                if not entered and not failed:  # it is closed as the step is executed
+                    _tell_begun(control, first, pidfd)
             elif packet[:1] == b"X":
                 code = int(packet[1:])
+            elif packet[:1] == b"R":
+                _tell_begun(control, first, pidfd)
             else:
-                _tell(control, packet, fds, init)
+                failed = failed or packet[:1] == b"E"
+                _tell(control, packet, fds)
             for fd in fds:
                 os.close(fd)
     return code
@@ -818,14 +835,14 @@ def _packet(control: socket.socket) -> bytes:
         return b""
 
 
-def _tell(control: socket.socket, packet: bytes, fds: list[int], init: int) -> None:
+def _tell(control: socket.socket, packet: bytes, fds: list[int]) -> None:
     with suppress(OSError):
-        if packet[:1] == b"R":
-            pidfd = os.pidfd_open(init)
-            socket.send_fds(control, [b"R%d" % init], [pidfd])
-            os.close(pidfd)
-        else:
-            socket.send_fds(control, [packet], list(fds))
+        socket.send_fds(control, [packet], list(fds))
+
+
+def _tell_begun(control: socket.socket, first: int, pidfd: int) -> None:
+    with suppress(OSError):
+        socket.send_fds(control, [b"R%d" % first], [pidfd])
 
 
 def main() -> NoReturn:
@@ -837,6 +854,7 @@ def main() -> NoReturn:
     caller.close_range(4)
     server = socket.socket(fileno=3)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    _warm_up()
     while True:
         packet, fds, _, _ = socket.recv_fds(server, 16, 8)
         if not packet:
@@ -847,6 +865,16 @@ def main() -> NoReturn:
                 _become_monitor(server, fds)
         for fd in fds:
             os.close(fd)
+
+
+def _warm_up() -> None:
+    """What every container would have to do anew: C functions looked up, modules imported, garbage collected."""
+    caller.prctl(caller.PR_CAPBSET_READ, 0)
+    caller.capget()
+    kernel.file_system(3)
+    gc.collect()
+    gc.disable()
+    gc.freeze()
 
 
 def _become_monitor(server: socket.socket, fds: list[int]) -> NoReturn:

@@ -2,12 +2,15 @@
 /*
  * The helper of the native sandbox: does what a plan says, in the order it says it.
  *
- *   engine --- server --- monitor --- init (pid 1) --- the step
+ *   engine --- server --- monitor --- the step (pid 1), or in a running container: a guard --- the step
  *
  * The server is started once an engine, with a socket as descriptor 3. For each container it is sent five descriptors
  * (stdin, stdout, stderr, a control socket, the plan) and forks a monitor; the sixth, if there is one, is a pidfd of the
- * container to enter. The monitor makes the namespaces, puts init into its cgroups, passes signals on, and tells the engine
- * how it ended once nothing of the container is left. If the engine dies, the control socket ends and the container with it.
+ * container to enter. The monitor makes the namespaces, puts their first process into its cgroups, passes signals on, and
+ * tells the engine how it ended once nothing of the container is left. If the engine dies, the control socket ends and the
+ * container with it. The first process makes the container and then becomes the step, which so is pid 1 as it is under an OCI
+ * runtime: what it leaves behind dies with the namespace. A step in a container that runs has a guard outside of that
+ * container's pid namespace, which passes signals on to it and reaps it.
  *
  * A plan is NUL-terminated words: the name of a record, how many arguments follow, the arguments. What helper.py does in
  * Python is the same, record by record; both pass the same tests. Policy is not found here: see plan.py.
@@ -75,8 +78,8 @@ static char *plan_text;
 static size_t plan_size;
 static struct record *records;
 static int record_count;
-static int to_parent = -1; /* where an error is told: init's socket, or the step's pipe */
-static int in_step;
+static int to_parent = -1; /* where an error is told: the first process's socket, or the pipe to a guard */
+static int to_guard;
 
 /* ---- saying what went wrong ---- */
 
@@ -102,7 +105,7 @@ static void die(int code, const char *format, ...)
 	if (code)
 		snprintf(text + used, sizeof text - used, ": %s", reason(code));
 	if (to_parent >= 0) {
-		if (in_step) {
+		if (to_guard) {
 			if (write(to_parent, text + 1, strlen(text) - 1) < 0)
 				_exit(2);
 		} else {
@@ -780,7 +783,7 @@ static const char *look_up(const char *name, char **env)
 }
 
 /* process UID GID CWD NO_NEW_PRIVILEGES UMASK */
-static void run_step(int errors)
+static void run_step(int errors, int guarded)
 {
 	struct record *process = find("process"), *caps = find("caps"), *groups = find("groups"), *filter = find("seccomp");
 	struct record *args = find("args"), *env = find("env"), *label = find("label");
@@ -791,7 +794,7 @@ static void run_step(int errors)
 	char **argv, **envp, place[PATH_MAX];
 	sigset_t none;
 
-	in_step = 1;
+	to_guard = guarded;
 	to_parent = errors;
 	setsid();
 	if (terminal >= 0) {
@@ -845,6 +848,12 @@ static void run_step(int errors)
 		die(errno, "error setting user %u", uid);
 	prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0);
 	set_capabilities(capability_mask(caps, 2), capability_mask(caps, 1), capability_mask(caps, 3), capability_mask(caps, 4));
+	if (!guarded) {
+		/* If the monitor is killed. A change of user takes this away: it comes after. */
+		prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+		if (recv(3, &is_shut, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
+			_exit(1);
+	}
 	if (later && chdir(cwd))
 		die(errno, "chdir to cwd (\"%s\") set in config.json failed", cwd);
 	/* A path that is not below the root says that a descriptor of the machine has got in here. */
@@ -867,7 +876,7 @@ static void run_step(int errors)
 	die(errno, "exec %s", program);
 }
 
-/* ---- pid 1 ---- */
+/* ---- the first process, and the guard of a neighbour ---- */
 
 static int code_of(int status)
 {
@@ -911,34 +920,15 @@ static void watch_step(int parent, int signals, pid_t step)
 	}
 }
 
-static void run_init(int parent, int alive)
+/* The step of a container that runs: it is in that one's pid namespace, so it is our child. */
+static void run_guarded(int parent, int alive)
 {
-	struct record *into = find("enter");
 	char text[3900];
 	size_t used = 0;
 	int errors[2], signals;
 	sigset_t all;
 	pid_t step;
 
-	to_parent = parent;
-	prctl(PR_SET_NAME, "chantier-init", 0, 0, 0);
-	setsid();
-	if (!into)
-		prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-	/* Told when we are in our cgroups; or the monitor is gone. Where there are none to join, nothing is waited for. */
-	if ((find("group") || find("join")) && recv(parent, text, 1, 0) != 1)
-		_exit(1);
-	/* The engine's session keyring is not the step's. Where there are no keys, or none for us, there is none to hide. */
-	if (syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, NULL) < 0 && errno != ENOSYS && errno != EPERM && errno != EACCES)
-		die(errno, "error making a session keyring");
-	if (into) {
-		enter(into, alive);
-		if (find("tty"))
-			do_tty(find("tty")->argv);
-	} else {
-		prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
-		set_up();
-	}
 	if (pipe2(errors, O_CLOEXEC))
 		die(errno, "error making a pipe");
 	sigfillset(&all);
@@ -949,7 +939,7 @@ static void run_init(int parent, int alive)
 	if (step < 0)
 		die(errno, "error starting the process");
 	if (step == 0)
-		run_step(errors[1]);
+		run_step(errors[1], 1);
 	close(errors[1]);
 	for (int fd = 0; fd < 3; fd++)
 		close(fd);
@@ -976,9 +966,35 @@ static void run_init(int parent, int alive)
 	watch_step(parent, signals, step);
 }
 
+static void run_first(int parent, int alive)
+{
+	struct record *into = find("enter");
+	char text[8];
+
+	to_parent = parent;
+	prctl(PR_SET_NAME, "chantier-first", 0, 0, 0);
+	setsid();
+	if (!into)
+		prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	/* Told when we are in our cgroups; or the monitor is gone. Where there are none to join, nothing is waited for. */
+	if ((find("group") || find("join")) && recv(parent, text, 1, 0) != 1)
+		_exit(1);
+	/* The engine's session keyring is not the step's. Where there are no keys, or none for us, there is none to hide. */
+	if (syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, NULL) < 0 && errno != ENOSYS && errno != EPERM && errno != EACCES)
+		die(errno, "error making a session keyring");
+	if (into) {
+		enter(into, alive);
+		if (find("tty"))
+			do_tty(find("tty")->argv);
+		run_guarded(parent, alive);
+	}
+	set_up();
+	run_step(parent, 0);
+}
+
 /* ---- the monitor ---- */
 
-static pid_t clone_init(unsigned long flags, const char *group)
+static pid_t clone_first(unsigned long flags, const char *group)
 {
 	if (group) {
 		struct {
@@ -1090,12 +1106,20 @@ static void remove_groups(void)
 	}
 }
 
+static void say_begun(int control, pid_t first, int pidfd)
+{
+	char text[32];
+	int size = snprintf(text, sizeof text, "R%d", first);
+
+	send_with(control, text, (size_t)size, pidfd);
+}
+
 static void monitor(int control, int plan, int alive)
 {
 	struct record *flags, *own_pids;
-	int pair[2], signals, code = -1, open_pair = 1;
+	int pair[2], signals, code = -1, open_pair = 1, pidfd, failed = 0;
 	char text[4096];
-	pid_t init;
+	pid_t first;
 	sigset_t all;
 	const char *into = NULL;
 	int entered;
@@ -1120,21 +1144,22 @@ static void monitor(int control, int plan, int alive)
 		die(errno, "error watching signals");
 	if (find("group") && number(find("group")->argv[1]))
 		into = find("group")->argv[0];
-	init = clone_init(number(flags->argv[0]), into);
-	if (init < 0 && into) {
+	first = clone_first(number(flags->argv[0]), into);
+	if (first < 0 && into) {
 		into = NULL;
-		init = clone_init(number(flags->argv[0]), NULL);
+		first = clone_first(number(flags->argv[0]), NULL);
 	}
-	if (init < 0)
+	if (first < 0)
 		die(errno, "error making namespaces");
-	if (init == 0) {
+	if (first == 0) {
 		close(control);
 		close(pair[0]);
 		close(signals);
-		run_init(pair[1], alive);
+		run_first(pair[1], alive);
 		_exit(255);
 	}
 	entered = find("enter") != NULL;
+	pidfd = (int)syscall(SYS_pidfd_open, first, 0);
 	close(pair[1]);
 	for (int fd = 0; fd < 3; fd++)
 		close(fd);
@@ -1144,11 +1169,11 @@ static void monitor(int control, int plan, int alive)
 			continue;
 		if (into == records[i].argv[0])
 			continue;
-		wrong = join(records[i].argv[0], init);
+		wrong = join(records[i].argv[0], first);
 		if (wrong) {
 			int size = snprintf(text, sizeof text, "Eerror joining cgroup %s: %s", records[i].argv[0], reason(wrong));
 			send(control, text, (size_t)size, MSG_NOSIGNAL);
-			kill(init, SIGKILL);
+			kill(first, SIGKILL);
 			code = 1;
 			break;
 		}
@@ -1173,13 +1198,17 @@ static void monitor(int control, int plan, int alive)
 				if (entered)
 					send(pair[0], "S9", 2, MSG_NOSIGNAL);
 				else
-					kill(init, SIGKILL);
+					kill(first, SIGKILL);
 				if (got <= 0) {
 					close(control);
 					control = -1;
 				}
 			} else if (got > 1 && text[0] == 'S') {
-				send(pair[0], text, (size_t)got, MSG_NOSIGNAL);
+				text[got] = 0;
+				if (entered)
+					send(pair[0], text, (size_t)got, MSG_NOSIGNAL);
+				else
+					kill(first, atoi(text + 1));
 			}
 		}
 		if (wait[0].revents) {
@@ -1187,12 +1216,11 @@ static void monitor(int control, int plan, int alive)
 			while (read(signals, &info, sizeof info) == sizeof info)
 				;
 			for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
-				if (pid == init) {
+				if (pid == first) {
 					ended = 1;
-					if (code < 0 && WIFSIGNALED(status))
+					/* A guard has said how its step ended; if it says nothing and ends well, something is wrong. */
+					if (code < 0 && (!entered || code_of(status)))
 						code = code_of(status);
-					else if (code < 0 && WEXITSTATUS(status))
-						code = WEXITSTATUS(status);
 				}
 		}
 		while (open_pair) {
@@ -1202,19 +1230,17 @@ static void monitor(int control, int plan, int alive)
 				break;
 			if (got <= 0) {
 				open_pair = 0;
+				if (!entered && !failed) /* it is closed as the step is executed */
+					say_begun(control, first, pidfd);
 				break;
 			}
 			text[got] = 0;
 			if (text[0] == 'X') {
 				code = atoi(text + 1);
 			} else if (text[0] == 'R') {
-				char begun[32];
-				int size = snprintf(begun, sizeof begun, "R%d", init);
-				int pidfd = (int)syscall(SYS_pidfd_open, init, 0);
-				send_with(control, begun, (size_t)size, pidfd);
-				if (pidfd >= 0)
-					close(pidfd);
+				say_begun(control, first, pidfd);
 			} else {
+				failed |= text[0] == 'E';
 				send_with(control, text, (size_t)got, count ? fd : -1);
 			}
 			if (count)
