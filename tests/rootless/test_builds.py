@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -70,8 +72,9 @@ def test_one_id_says_first_what_it_cannot(somebody: Any, context: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert lines[0] == "WARNING: one user id only: newuidmap and newgidmap not found"
-    assert "several owners" in lines[1]
-    assert "uidmap" in lines[2]
+    assert "COPY --chown" in lines[1]
+    assert "several owners" in lines[2]
+    assert "uidmap" in lines[3]
     assert "made" in done.stderr
     (context / "Dockerfile").write_text("FROM scratch\nCOPY root /\nENV PATH=/bin\nUSER app\nRUN id\n")
     done = somebody("build", "--progress=plain", str(context), single=True)
@@ -153,3 +156,80 @@ class TestDoctor:
         done = somebody("doctor", "--json")
         assert done.returncode == 1
         assert "not found" in self.names(done)["runtime"]["found"]
+
+
+def test_limits_without_cgroups_are_said_to_have_no_effect(somebody: Any, context: Path) -> None:
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY root /\nENV PATH=/bin\nRUN echo ran\n")
+    done = somebody("build", "--progress=plain", "--resource=memory=64m", str(context))
+    assert done.returncode == 0, done.stderr
+    assert "its limits have no effect" in done.stderr
+    assert "its limits" not in somebody("build", "--progress=plain", "--no-cache", str(context)).stderr
+
+
+def archive_with_everything(path: Path) -> None:
+    """Files of several owners, a device, a pipe."""
+    with tarfile.open(path, "w") as tar:
+        for name, kind, uid in (("dir", tarfile.DIRTYPE, 0), ("plain", tarfile.REGTYPE, 33), ("pipe", tarfile.FIFOTYPE, 0)):
+            member = tarfile.TarInfo(f"got/{name}")
+            member.type, member.uid, member.gid, member.mode = kind, uid, uid, 0o755
+            tar.addfile(member)
+        for name, kind in (("tty9", tarfile.CHRTYPE), ("disk", tarfile.BLKTYPE)):
+            member = tarfile.TarInfo(f"got/{name}")
+            member.type, member.devmajor, member.devminor = kind, 4, 9
+            tar.addfile(member)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_device_nodes_are_left_out_by_name(somebody: Any, context: Path, tmp_path: Path, single: bool) -> None:
+    archive_with_everything(context / "all.tar")
+    (context / "Dockerfile").write_text("FROM scratch\nADD all.tar /\n")
+    done = somebody(
+        "build", "--progress=plain", "-o", f"type=oci,dest={somebody.where}/out.tar", str(context), single=single
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("tty9", "disk"):
+        assert f"WARNING: device node /got/{name} left out: a user namespace cannot make one" in done.stderr
+    _, tree = image_of(somebody.where / "out.tar", tmp_path)
+    assert {"got/dir", "got/plain", "got/pipe"} <= set(tree)
+    assert not {"got/tty9", "got/disk"} & set(tree)
+    assert tree["got/plain"][1:3] == ((0, 0) if single else (33, 33))
+
+
+def layout_of(where: Path, archive: Path) -> str:
+    """An image of one layer, as a layout."""
+    layout = where / "base"
+    run_ok("umoci", "init", "--layout", layout)
+    run_ok("umoci", "new", "--image", f"{layout}:x")
+    run_ok("umoci", "raw", "add-layer", "--image", f"{layout}:x", archive)
+    return str(layout)
+
+
+def test_a_base_of_several_owners_with_one_id(somebody: Any, context: Path, tmp_path: Path) -> None:
+    """It can be built on: its own layers are sent as they are, what a step changes is root's."""
+    archive_with_everything(tmp_path / "all.tar")
+    layout = layout_of(somebody.where, tmp_path / "all.tar")
+    somebody.owns(somebody.where)
+    (context / "Dockerfile").write_text(
+        "FROM base\nCOPY root /\nENV PATH=/bin\nRUN echo x > /got/more && stat -c %u /got/plain\n"
+    )
+    args = ["build", "--progress=plain", f"--build-context=base=oci-layout://{layout}:x", str(context)]
+    done = somebody(*args, "-o", f"type=oci,dest={somebody.where}/out.tar", single=True)
+    assert done.returncode == 0, done.stderr
+    assert "several owners" in done.stderr.splitlines()[2]
+    _, tree = image_of(somebody.where / "out.tar", tmp_path)
+    assert tree["got/plain"][1:3] == (33, 33)
+    assert "got/tty9" in tree  # umoci runs as root here: the layer still has it
+    assert tree["got/more"][1:3] == (0, 0)
+    (context / "Dockerfile").write_text("FROM base\nCOPY --chown=5:6 root /\n")
+    done = somebody(*args, single=True)
+    assert done.returncode == 1
+
+
+def test_states_of_one_id_and_of_many_are_not_mixed(somebody: Any, context: Path) -> None:
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY root /\n")
+    assert somebody("build", str(context), single=True).returncode == 0
+    shutil.move(somebody.where / "single", somebody.where / "state")
+    done = somebody("build", str(context))
+    assert done.returncode != 0
+    assert "was made with one user id" in done.stderr
+    assert "--root" in done.stderr

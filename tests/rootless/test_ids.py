@@ -52,6 +52,12 @@ def test_root_of_a_container_takes_what_it_has() -> None:
     assert plan.uids == plan.gids == (part(0, 0, 65536),)
 
 
+def test_root_of_a_container_without_a_namespace_can_still_be_told_from_the_machines() -> None:
+    outer = (part(0, 0, 2**32 - 1),)
+    plan = plan_ids(replace(USER, uid=0, gid=0, capabilities=SETUID_SETGID, outer_uids=outer, outer_gids=outer))
+    assert plan.uids == plan.gids == (part(0, 0, 2**32 - 2),)
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -71,7 +77,7 @@ def test_a_single_id_says_what_it_is_for_want_of(change: dict[str, object], why:
     assert plan.hint
     assert plan.uids == (part(0, caller.uid, 1),)
     notes = "\n".join(plan.notes())
-    for lost in ("several owners", "USER", "apt"):
+    for lost in ("several owners", "USER", "apt", "COPY --chown"):
         assert lost in notes
 
 

@@ -100,7 +100,9 @@ def state_root(config: Config, env: Mapping[str, str] | None = None, *, rootless
     if chosen := env.get("CHANTIER_ROOT") or config.root:
         return Path(chosen).absolute()
     if is_rootless(env) if rootless is None else rootless:
-        return Path(env.get("XDG_DATA_HOME") or Path(env.get("HOME", "/")) / ".local/share") / "chantier"
+        # With one id all files are one owner's: nothing that a build with more of them could go on with.
+        name = "chantier-one-id" if env.get("CHANTIER_ONE_ID") else "chantier"
+        return Path(env.get("XDG_DATA_HOME") or Path(env.get("HOME", "/")) / ".local/share") / name
     return Path("/var/lib/chantier")
 
 

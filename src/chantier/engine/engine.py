@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from chantier.solver import Job, Solver
 from chantier.spec import Platform, Reference, host_platform, new_id
 from chantier.store import Db, Disk, Policy, Root, UsageRecord
 
+from . import owners
 from .ceiling import Ceiling
 from .credentials import Credentials
 from .environment import load_environment
@@ -37,6 +39,8 @@ from .ops import Ops
 from .platforms import emulated
 from .request import SolveRequest, SolveResult
 from .results import Results
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from chantier.dockerfile.bridge import FrontendResult, SourceMeta
@@ -116,6 +120,7 @@ class Engine:
         recover_networks(self.path / "net")
         self._root = Root.open(self.path)
         try:
+            owners.check(self.path)
             self.blobs = self._root.blobs
             self.snapshots = self._snapshotter()
             self.mount_dir = self._root.scratch()
@@ -143,11 +148,17 @@ class Engine:
             raise
 
     def _snapshotter(self) -> Snapshotter:
+        """Overlays where the kernel has them for us; else whole copies, which is said."""
         wanted = self.config.worker_oci.snapshotter or "auto"
         if wanted not in ("auto", "overlayfs", "native"):
             raise UnsupportedError(f"unknown snapshotter {wanted!r}", hint="snapshotters are auto, overlayfs and native")
         if wanted == "native" or (wanted == "auto" and not overlay_works(self._root.snapshots_dir)):
             self.snapshotter_name = "native"
+            if wanted == "auto":
+                _log.warning(
+                    "overlayfs cannot be mounted below %s: every snapshot is a full copy, in time and in room (see chantier doctor)",
+                    self.path,
+                )
             return Native(self.path, self._root.db)
         self.snapshotter_name = "overlayfs"
         return Overlay(self.path, self._root.db)

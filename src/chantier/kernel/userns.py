@@ -20,6 +20,7 @@ from chantier.values import dataclass
 from .namespaces import IdRange, parse_id_map
 
 _CAP_SETGID, _CAP_SETUID, _CAP_SYS_ADMIN = 1 << 6, 1 << 7, 1 << 21
+_ALL = 2**32 - 1
 _WANTED = 65536  # what images are made for
 
 ROOT, DIRECT, HELPERS, SINGLE = "root", "direct", "helpers", "single"
@@ -45,9 +46,10 @@ def execute_again() -> None:
 
 
 _LOST = (
-    "not possible then: images whose files have several owners, COPY --chown and RUN chown to another user, USER, "
-    "and package managers that change to another user (apt's _apt, dpkg's groups)"
+    "not possible then: COPY --chown and RUN chown to another user, USER, and package managers that change to another user "
+    "(apt's _apt, dpkg's groups)"
 )
+_SQUASHED = "images whose files have several owners: all are root's while building, and so are those that a step changes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,7 @@ class IdPlan:
                 else (f"only {self.count} user ids: images with higher ones fail",)
             )
         more = (f"to get all of them: {self.hint}",) if self.hint else ()
-        return (f"one user id only: {self.why}", _LOST, *more)
+        return (f"one user id only: {self.why}", _LOST, _SQUASHED, *more)
 
 
 def plan_ids(who: Caller) -> IdPlan:
@@ -184,7 +186,8 @@ def _stacked(own: int, ranges: Sequence[tuple[int, int]]) -> tuple[IdRange, ...]
 
 
 def _same(outer: Sequence[IdRange]) -> tuple[IdRange, ...]:
-    return tuple(IdRange(inside=part.inside, outside=part.inside, size=part.size) for part in outer)
+    """All ids under the same numbers, but for the last of the whole range: a map of all is how the machine's own root is known."""
+    return tuple(IdRange(inside=part.inside, outside=part.inside, size=part.size - (part.size == _ALL)) for part in outer)
 
 
 def this_caller(env: Mapping[str, str] = os.environ) -> Caller:
@@ -233,7 +236,7 @@ def why_no_namespace() -> tuple[str, str]:
     if _status().get("Seccomp") == "2":
         return (
             "a seccomp filter is on this process, as containers have it: it may forbid unshare(2) and mount(2)",
-            "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined (docs/rootless.md)",
+            "docker run with --security-opt seccomp=unconfined, apparmor=unconfined and systempaths=unconfined (docs/rootless.md)",
         )
     return "", ""
 

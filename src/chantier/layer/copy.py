@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from chantier.errors import CancelledError_, ChantierError, DiskFullError, NotFoundError
-from chantier.kernel import copy_file, is_whiteout, open_in_root, resolve_in_root, write_all
+from chantier.kernel import copy_file, in_user_namespace, is_whiteout, open_in_root, resolve_in_root, write_all
 from chantier.spec.glob import base_name, compile_glob, has_wildcards, split_wildcards
 from chantier.spec.patterns import Filter, Parents, clean
 from chantier.values import dataclass
@@ -39,6 +39,10 @@ State = tuple[Parents, Parents]
 
 def _never() -> bool:
     return False
+
+
+def _silent(_text: str) -> None:
+    """Whoever does not want to know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +73,11 @@ def copy_tree(
     options: CopyOptions | None = None,
     *,
     cancelled: Callable[[], bool] = _never,
+    told: Callable[[str], None] = _silent,
 ) -> None:
     """Copy `src` of the tree at `source` (None: an empty tree) to `dest` of the tree at `target`.
 
+    `told` hears what had to be left out: device nodes, in a user namespace.
     Raises ChantierError with BuildKit's texts, CancelledError_ if `cancelled()` turns true; what was copied then stays.
     """
     options = options or CopyOptions()
@@ -94,7 +100,7 @@ def copy_tree(
         stack.callback(os.close, source_fd)
         for path in options.required:
             _need(source, path)
-        copy = _Copy(source, source_fd, target, target_fd, options, cancelled)
+        copy = _Copy(source, source_fd, target, target_fd, options, cancelled, told)
         matches = resolve_wildcards(source, source_fd, src) if options.wildcard else [src]
         if not matches and not options.empty_wildcard:
             raise NotFoundError(f"{src} not found")
@@ -205,7 +211,9 @@ class _Copy:
         target_fd: int,
         options: CopyOptions,
         cancelled: Callable[[], bool],
+        told: Callable[[str], None],
     ) -> None:
+        self.told = told
         self.source = source
         self.source_fd = source_fd
         self.target = target
@@ -240,7 +248,7 @@ class _Copy:
                 return False
             into = self.mkdirs(resolve_in_root(self.target, dest), mode=0o755)
             try:
-                extract(file, into, owner=self.options.owner, cancelled=self.cancelled)
+                extract(file, into, owner=self.options.owner, cancelled=self.cancelled, told=self.told)
             finally:
                 os.close(into)
         return True
@@ -509,7 +517,13 @@ class _Copy:
         kind = stat.S_IFMT(info.st_mode)
         if kind == stat.S_IFSOCK:  # a socket without its listener: a stub
             kind = stat.S_IFREG
-        os.mknod(name, kind | 0o600, info.st_rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0, dir_fd=parent)
+        try:
+            os.mknod(name, kind | 0o600, info.st_rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0, dir_fd=parent)
+        except PermissionError:
+            if not in_user_namespace() or kind not in (stat.S_IFCHR, stat.S_IFBLK):
+                raise
+            self.told(f"device node {name} left out: a user namespace cannot make one")
+            return
         uid, gid = self.options.owner or (info.st_uid, info.st_gid)
         os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
         os.chmod(name, self.mode(info.st_mode), dir_fd=parent)

@@ -27,6 +27,7 @@ from chantier.errors import CancelledError_, ChantierError, DiskFullError, Integ
 from chantier.spec import Digest
 from chantier.values import dataclass
 
+from . import owners
 from .header import BLOCKDEV, CHARDEV, DIRECTORY, FIFO, HARDLINK, REGULAR, SYMLINK, Entry
 from .pack import never
 from .reader import TarReader
@@ -373,8 +374,9 @@ class _Unpacker:
 
     def _set_by_name(self, parent: _Parent, base: bytes, entry: Entry) -> None:
         """Metadata of what cannot be opened: links and devices."""
-        if self._always_chown or (entry.uid, entry.gid) != (self._uid, self._gid):
-            os.chown(base, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
+        owner = owners.held(entry.uid, entry.gid)
+        if self._always_chown or owner != (self._uid, self._gid):
+            os.chown(base, *owner, dir_fd=parent.fd, follow_symlinks=False)
         if entry.xattrs:
             set_xattrs(kernel.at(parent.fd, base), entry.xattrs)
         if entry.type != SYMLINK:
@@ -571,8 +573,9 @@ def _write_sparse(fd: int, entry: Entry, reader: TarReader) -> None:
 
 def set_metadata(fd: int, entry: Entry, uid: int, gid: int, *, chown: bool) -> None:
     """Owner, attributes, mode, times, in this order: changing the owner clears set-id bits and capabilities."""
-    if chown or (entry.uid, entry.gid) != (uid, gid):
-        os.fchown(fd, entry.uid, entry.gid)
+    owner = owners.held(entry.uid, entry.gid)
+    if chown or owner != (uid, gid):
+        os.fchown(fd, *owner)
     if entry.xattrs:
         set_xattrs(fd, entry.xattrs)
     os.fchmod(fd, entry.mode)

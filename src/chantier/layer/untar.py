@@ -18,8 +18,10 @@ from contextlib import suppress
 from typing import IO, Any, BinaryIO, cast
 
 from chantier.errors import CancelledError_, ChantierError
-from chantier.kernel import makedirs_in_root, mknod, open_in_root, write_all
+from chantier.kernel import in_user_namespace, makedirs_in_root, mknod, open_in_root, write_all
 from chantier.spec.patterns import clean
+
+from . import owners
 
 _MAGICS = ((b"\x1f\x8b\x08", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
 _XATTR = "SCHILY.xattr."
@@ -30,6 +32,10 @@ _CHUNK = 1 << 20
 
 def _never() -> bool:
     return False
+
+
+def _silent(_text: str) -> None:
+    """Whoever does not want to know."""
 
 
 def compression_of_bytes(head: bytes) -> str:
@@ -90,11 +96,18 @@ def is_archive(file: BinaryIO) -> bool:
         file.seek(0)
 
 
-def extract(file: BinaryIO, into: int, *, owner: tuple[int, int] | None = None, cancelled: Callable[[], bool] = _never) -> None:
-    """Extract all of the archive in a file into the directory open as `into`."""
+def extract(
+    file: BinaryIO,
+    into: int,
+    *,
+    owner: tuple[int, int] | None = None,
+    cancelled: Callable[[], bool] = _never,
+    told: Callable[[str], None] = _silent,
+) -> None:
+    """Extract all of the archive in a file into the directory open as `into`. `told` hears what had to be left out."""
     try:
         tar = _open(file, _CHUNK)
-        work = _Extraction(tar, into, owner)
+        work = _Extraction(tar, into, owner, told)
         try:
             while (member := tar.next()) is not None:
                 if cancelled():
@@ -121,7 +134,8 @@ def _of_decompressor(err: Exception) -> bool:
 
 
 class _Extraction:
-    def __init__(self, archive: tarfile.TarFile, into: int, owner: tuple[int, int] | None) -> None:
+    def __init__(self, archive: tarfile.TarFile, into: int, owner: tuple[int, int] | None, told: Callable[[str], None]) -> None:
+        self.told = told
         self.archive = archive
         self.into = into
         self.owner = owner
@@ -150,7 +164,7 @@ class _Extraction:
             elif member.issym():
                 self.fresh(parent, name, lambda: self.symlink(member, parent, name))
             elif member.ischr() or member.isblk() or member.isfifo():
-                self.fresh(parent, name, lambda: self.node(member, parent, name))
+                self.fresh(parent, name, lambda: self.node(member, parent, name, path))
             else:
                 raise ChantierError(f"unhandled tar header type {ord(member.type)}")
         except OSError as err:
@@ -180,7 +194,7 @@ class _Extraction:
             os.unlink(name, dir_fd=parent)
 
     def ids(self, member: tarfile.TarInfo) -> tuple[int, int]:
-        return self.owner or (member.uid, member.gid)
+        return self.owner or owners.held(member.uid, member.gid)
 
     def directory(self, member: tarfile.TarInfo, parent: int, name: str, path: str) -> None:
         try:
@@ -236,9 +250,15 @@ class _Extraction:
         os.utime(name, ns=_times(member), dir_fd=parent, follow_symlinks=False)
         self.parent_path = "\0"  # no member's parent: the next one is resolved anew, as the link may lie on its way
 
-    def node(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
+    def node(self, member: tarfile.TarInfo, parent: int, name: str, path: str) -> None:
         kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK if member.isblk() else stat.S_IFIFO
-        mknod(name, kind | 0o600, os.makedev(member.devmajor, member.devminor), dir_fd=parent)
+        try:
+            mknod(name, kind | 0o600, os.makedev(member.devmajor, member.devminor), dir_fd=parent)
+        except PermissionError:
+            if not in_user_namespace() or kind == stat.S_IFIFO:
+                raise
+            self.told(f"device node {path} left out: a user namespace cannot make one")
+            return
         os.chown(name, *self.ids(member), dir_fd=parent, follow_symlinks=False)
         os.chmod(name, member.mode & 0o7777, dir_fd=parent)
         os.utime(name, ns=_times(member), dir_fd=parent, follow_symlinks=False)

@@ -68,7 +68,8 @@ class FileOp:
         outputs = _outputs(self._actions)
 
         def work(cancelled: Callable[[], bool]) -> list[Ref | None]:
-            with _Run(self._worker, self._name, self._actions, inputs, cancelled) as run:
+            said = lambda text: job.step.log(f"WARNING: {text}\n".encode(errors="surrogateescape"), 2)  # noqa: E731
+            with _Run(self._worker, self._name, self._actions, inputs, cancelled, said) as run:
                 return run.results(outputs)
 
         return await self._worker.threaded(work, _release)
@@ -251,7 +252,9 @@ class _Run:
         actions: Sequence[pb.FileAction],
         inputs: Sequence[Ref | None],
         cancelled: Callable[[], bool],
+        told: Callable[[str], None],
     ) -> None:
+        self._told = told
         self._cache = worker.cache
         self._name = name
         self._actions = actions
@@ -314,7 +317,7 @@ class _Run:
         try:
             root = tree.open()
             assert root is not None
-            _act(action, root, source.open(), owner, self._cancelled)
+            _act(action, root, source.open(), owner, self._cancelled, self._told)
             if number in self._shared:
                 tree.commit()
         except BaseException:
@@ -370,11 +373,18 @@ def _shared(actions: Sequence[pb.FileAction], inputs: int) -> set[int]:
     return shared
 
 
-def _act(action: pb.FileAction, root: Path, source: Path | None, owner: Owner | None, cancelled: Callable[[], bool]) -> None:
+def _act(
+    action: pb.FileAction,
+    root: Path,
+    source: Path | None,
+    owner: Owner | None,
+    cancelled: Callable[[], bool],
+    told: Callable[[str], None],
+) -> None:
     kind = action.WhichOneof("action")
     if kind == "copy":
         copy = action.copy
-        copy_tree(source, copy.src, root, copy.dest, _copy_options(copy, owner), cancelled=cancelled)
+        copy_tree(source, copy.src, root, copy.dest, _copy_options(copy, owner), cancelled=cancelled, told=told)
     elif kind == "mkdir":
         directory = action.mkdir
         make_directory(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from chantier.errors import ChantierError, NotFoundError, StepError, UnsupportedError, UsageError
-from chantier.kernel import makedirs_in_root, open_in_root, resolve_in_root
+from chantier.kernel import in_user_namespace, makedirs_in_root, open_in_root, resolve_in_root
 from chantier.llb.definition import LoadedVertex, platform_of
 from chantier.pb import ops_pb2 as pb
 from chantier.runtime import (
@@ -61,6 +61,8 @@ _PROXIES = (
     ("all_proxy", "ALL_PROXY"),
 )
 
+_NO_LIMITS = b"WARNING: its limits have no effect: cgroups are not delegated to an ordinary user here (see chantier doctor)\n"
+
 
 class RunOp:
     """Implements `solver.types.Op`."""
@@ -95,6 +97,8 @@ class RunOp:
             )
             try:
                 container = self._container(ready, environment, network)
+                if self._limits.ByteSize() and in_user_namespace():
+                    job.step.log(_NO_LIMITS, 2)
                 ended = await runtime.run(container, output=lambda stream, data: job.step.log(data, stream))
             except BaseException:
                 await self._worker.threaded(lambda _cancelled: ready.close())
@@ -107,7 +111,7 @@ class RunOp:
         if self._worker.runtime is None:
             raise UnsupportedError(
                 self._failed(self._worker.no_runtime or "no OCI runtime works on this machine"),
-                hint="install runc, or name one that works as `binary` in [worker.oci] of the configuration",
+                hint="`chantier doctor` says what is missing for one, and for the native sandbox, which needs no program",
             )
         required = [device.name for device in self._op.cdiDevices if not device.optional]
         if required:
