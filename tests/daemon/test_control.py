@@ -156,6 +156,8 @@ def test_requests_that_cannot_be_meant_fail_at_once(daemon: Chantierd) -> None:
         assert unknown.message == 'exporter "nope" could not be found'
         both = await refused(solve(daemon, new_id(), Definition=logged("x"), Frontend="dockerfile.v0"))
         assert both.message == "cannot solve with both Definition and Frontend specified"
+        proxied = await refused(solve(daemon, new_id(), Definition=logged("x"), ProxyNetwork=True))
+        assert "not supported by this engine" in proxied.message
         frontend = await refused(solve(daemon, new_id(), Frontend="nope.v0"))
         assert frontend.message == "invalid frontend: nope.v0"
         entitlement = await refused(solve(daemon, new_id(), Entitlements=["network.host"]))

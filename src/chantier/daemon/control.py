@@ -69,6 +69,8 @@ class Control:
         daemon = self._daemon
         if daemon.draining:
             raise GrpcError(UNAVAILABLE, "the daemon is shutting down: no new builds are taken")
+        if request.ProxyNetwork:  # a promise about what steps can reach must not be broken in silence
+            raise GrpcError(UNKNOWN, "networks behind a proxy of the engine's are not supported by this engine")
         engine = await daemon.engine()
         build = Running(
             ref=request.Ref,
