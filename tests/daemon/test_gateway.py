@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from google.rpc import status_pb2
 
-from chantier.llb import Mount, image, mkfile, scratch
+from chantier.llb import Mount, git, image, mkfile, scratch
 from chantier.pb import gateway_pb2 as pb
 from chantier.pb import ops_pb2
 from chantier.wire import GrpcError, Stub
@@ -125,6 +125,9 @@ def test_ping_lists_what_works(daemon: Chantierd) -> None:
             assert {"return", "returnmap", "proto.refarray", "gateway.exec"} <= set(frontend)
             assert {"file.base", "exec.meta.base", "source.local", "exporter.multiple"} <= set(llb)
             assert pong.Workers[0].platforms[0].OS == "linux"
+            assert not {"source.imageblob", "source.git.bundle", "source.git.checkoutbundle"} & set(llb)
+            error = await refused(build.make(git("https://x.test/r.git", checkout_bundle=True).marshal()))
+            assert "source.git.checkoutbundle" in error.message
             await build.returns()
 
     asyncio.run(run())

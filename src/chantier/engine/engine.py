@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from chantier.cache import Cache, LayerBlob
 from chantier.config import Config
 from chantier.errors import ChantierError, UnsupportedError
-from chantier.llb.caps import ALL as CAPS
+from chantier.llb import caps
 from chantier.op import Worker
 from chantier.op.image import ImageResolver
 from chantier.op.worker import threaded
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
     RunFrontendImage = Callable[["EngineBridge", str, Mapping[str, str], Mapping[str, pb.Definition]], Awaitable[FrontendResult]]
 
+_WITHOUT = frozenset({caps.SOURCE_IMAGE_BLOB, caps.SOURCE_GIT_BUNDLE, caps.SOURCE_GIT_CHECKOUT_BUNDLE})
+"""What graphs can say and this engine cannot do: a client that asks for it is told before anything is built."""
+
 
 class Engine:
     """One engine on one root. Use it as an async context manager; it belongs to the event loop it was entered in.
@@ -79,7 +82,7 @@ class Engine:
         self.config = config
         self.allowed_entitlements = allowed_entitlements
         self.platforms: list[Platform] = [host_platform(), *emulated()]
-        self.caps = CAPS
+        self.caps = caps.ALL - _WITHOUT
         self.registries = Registries(config)
         self.environment = load_environment(config.provenance_env_dir)
         self.history: History | None = None
