@@ -7,16 +7,15 @@ import os
 from pathlib import Path
 
 import pytest
+import trustme
 
 from chantier.config import parse
 from chantier.driver.delivery import files_of, unpacked
-from chantier.errors import UsageError
+from chantier.errors import ConfigError, UsageError
 from chantier.spec import Reference
 
 
 def test_certificates_are_at_hand_while_it_lasts(tmp_path: Path) -> None:
-    import trustme
-
     authority = trustme.CA()
     pair = authority.issue_cert("me.test")
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -36,6 +35,18 @@ def test_certificates_are_at_hand_while_it_lasts(tmp_path: Path) -> None:
         top = Path(ca).parents[2]
         assert os.stat(top).st_mode & 0o777 == 0o700
     assert not top.exists()
+
+
+def test_authorities_of_the_network_travel_too(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "corp.pem")
+    (tmp_path / "b.toml").write_text(f'[chantier.network]\nca = ["{tmp_path}/corp.pem"]\n')
+    files = files_of(tmp_path / "b.toml")
+    assert files["certs/chantier.network/corp.pem"] == (tmp_path / "corp.pem").read_bytes()
+    assert parse(files["buildkitd.toml"].decode()).chantier.network.ca == ("/etc/buildkit/certs/chantier.network/corp.pem",)
+    (tmp_path / "corp.pem").unlink()
+    with pytest.raises(ConfigError, match=r"b\.toml:2: failed to read CA file: open .*corp\.pem: no such file or directory"):
+        files_of(tmp_path / "b.toml")
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a//b", "certs/../../x"])

@@ -85,6 +85,8 @@ def check_config(
     at = now or datetime.now(UTC)
     errors: list[ConfigError] = list(_check_daemon(config, at)) if daemon else []
     warnings: list[str] = []
+    for index, path in enumerate(config.chantier.network.ca):
+        errors += _check_file("ca of [chantier.network]", f"chantier.network.ca[{index}]", path, at, "CA")
     for host, registry in config.registries.items():
         wrong = list(_check(host, registry, at))
         errors += wrong
@@ -103,8 +105,6 @@ def _check_daemon(config: Config, at: datetime) -> Iterator[ConfigError]:
         yield from _check_file("ca of the daemon's clients", "grpc.tls.ca", tls.ca, at, "CA")
     if tls.cert or tls.key:
         yield from _check_pair("the daemon", "grpc.tls", KeyPair(cert=tls.cert, key=tls.key), at)
-    for index, path in enumerate(config.chantier.network.ca):
-        yield from _check_file("authority", f"chantier.network.ca[{index}]", path, at, "CA")
     for host, registry in config.registries.items():
         for index, path in enumerate(registry.tls_config_dir):
             if not Path(path).is_dir():

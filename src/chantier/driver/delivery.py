@@ -3,6 +3,7 @@
 
 buildkitd.toml                 paths rewritten
 certs/HOST/NAME                what `ca` and `keypair` name; HOST without what is not in [a-zA-Z0-9.-]
+certs/chantier.network/NAME    the authorities of [chantier.network]
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .certificate import check_config, place, raise_all
 from .container_spec import CONFIG_DIR, check_path
 from .store import CONFIG_NAME
 
+_NETWORK_CERTS = "certs/chantier.network"
 _NOT_IN_HOST = re.compile(r"[^a-zA-Z0-9.-]+")
 
 
@@ -57,6 +59,9 @@ def collect(document: dict[str, Any]) -> dict[str, bytes]:
                 {kind: _take(files, folder, pair[kind], kind) for kind in ("key", "cert") if pair.get(kind)}
                 for pair in registry["keypair"]
             ]
+    network = document.get("chantier", {}).get("network", {})
+    if network.get("ca"):
+        network["ca"] = [_take(files, _NETWORK_CERTS, path, "CA") for path in network["ca"]]
     files[CONFIG_NAME] = gotoml.write(document).encode("utf-8", "surrogateescape")
     return files
 
