@@ -17,6 +17,7 @@ from chantier.pb import ops_pb2 as pb
 from chantier.spec.purl import redacted
 
 from .materials import ImageSource, Materials
+from .producers import Producers
 
 if TYPE_CHECKING:
     from .bridge import EngineRef
@@ -32,13 +33,14 @@ class Asked:
     attrs: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, pb.Definition] = field(default_factory=dict)
     above: Asked | None = None
+    producers: Producers | None = None
     images: list[ImageSource] = field(default_factory=list)
     refs: list[EngineRef] = field(default_factory=list)
     below: list[Asked] = field(default_factory=list)
 
     def call(self, frontend: str, attrs: Mapping[str, str], inputs: Mapping[str, pb.Definition]) -> Asked:
         """A frontend that is asked from here."""
-        made = Asked(frontend=frontend, attrs=attrs, inputs=inputs, above=self)
+        made = Asked(frontend=frontend, attrs=attrs, inputs=inputs, above=self, producers=self.producers)
         self.below.append(made)
         return made
 
@@ -61,13 +63,23 @@ class Asked:
             yield from one.all_images()
 
     def request(self, materials: Materials) -> dict[str, Any]:
-        """`{configSource, request}` of this request; without a request of the outermost if it is this one."""
-        made = request_of(self.frontend, self.attrs, materials)
+        """`{configSource, request}`: also of what the client asked of the whole build, where that is another request.
+
+        Of a client that drives the build itself both are empty: it has asked nothing of a frontend.
+        """
         top = self.top
-        if top.frontend or top.attrs or top.inputs:
-            root = request_of(top.frontend, top.attrs, materials)
-            if root != made and root["request"]:
-                made["request"]["root"] = root
+        if self is top:
+            return {"configSource": {}, "request": {}}
+        made, root = self._own(materials), top._own(materials)
+        if root["request"] and root != made:
+            made["request"]["root"] = root
+        return made
+
+    def _own(self, materials: Materials) -> dict[str, Any]:
+        made = request_of(self.frontend, self.attrs, materials)
+        inputs = self.producers.of(self.inputs) if self.producers is not None else {}
+        if inputs:
+            made["request"]["inputs"] = inputs
         return made
 
     @property

@@ -28,7 +28,7 @@ from .cache_import import Imports
 from .containers import Containers
 from .files import read_dir, read_file, stat_file
 from .graph import to_edge
-from .materials import ImageSource, parsed
+from .materials import ImageSource, Materials, parsed
 from .policy import SourceCheck, checked_sources, in_turn
 from .sources import place
 
@@ -298,7 +298,16 @@ class EngineBridge:
         from chantier.dockerfile.frontend import frontend
 
         told = {key: value for key, value in attrs.items() if key not in ("source", "cmdline")}
-        return await frontend(attrs, inputs, self._for(name, told, inputs))
+        bridge = self._for(name, told, inputs)
+        return bridge._made(await frontend(attrs, inputs, bridge))
+
+    def _made(self, result: FrontendResult) -> FrontendResult:
+        """Whoever is given the results as inputs may tell which request made them."""
+        for ref in result.refs.values():
+            if isinstance(ref, EngineRef):
+                asked = self.asked.find(ref) or self.asked
+                self.engine.producers.add(self.asked.top, ref.definition, asked.request(Materials()))
+        return result
 
     def _for(self, frontend: str, attrs: Mapping[str, str], inputs: Mapping[str, pb.Definition]) -> EngineBridge:
         """The same bridge for a frontend that is called: what it asks for is noted as its own."""
@@ -319,7 +328,7 @@ class EngineBridge:
                 hint="drop the `# syntax=` line, use docker/dockerfile, which is built in, or build through chantierd",
             )
         bridge = self._for("gateway.v0", opts, inputs)
-        return await self.engine.run_frontend_image(bridge, source, {**opts, "cmdline": cmdline}, inputs)
+        return bridge._made(await self.engine.run_frontend_image(bridge, source, {**opts, "cmdline": cmdline}, inputs))
 
     async def close(self) -> None:
         await self.containers.close()

@@ -61,7 +61,7 @@ class Build:
         self._caches = Exports(engine, request.cache_exports, session, self.sessions, reporter)
         self._entitlements = _entitlements(engine, request)
         self.started = now()
-        self.asked = Asked(frontend=request.frontend, attrs=request.attrs, inputs=request.inputs)
+        self.asked = Asked(frontend=request.frontend, attrs=request.attrs, inputs=request.inputs, producers=engine.producers)
         self.attesting = Attesting(self)
 
     async def __aenter__(self) -> Self:
@@ -85,6 +85,7 @@ class Build:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        self.engine.producers.forget(self.asked)
         try:
             await self.bridge.close()
         finally:

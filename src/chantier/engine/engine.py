@@ -37,6 +37,7 @@ from .history import History, Recording
 from .notes import Notes
 from .ops import Ops
 from .platforms import emulated
+from .producers import Producers
 from .request import SolveRequest, SolveResult
 from .results import Results
 
@@ -85,6 +86,7 @@ class Engine:
         self.caps = caps.ALL - _WITHOUT
         self.registries = Registries(config)
         self.environment = load_environment(config.provenance_env_dir)
+        self.producers = Producers()
         self.history: History | None = None
         if history:
             bounds = config.history
