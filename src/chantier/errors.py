@@ -133,6 +133,14 @@ class PolicyError(ChantierError):
     pass
 
 
+class MaterialsError(PolicyError):
+    """A provenance of complete materials was asked for, and not all could be listed: `locals` are local sources."""
+
+    def __init__(self, brief: str, *, locals: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(brief, hint=hint)
+        self.locals = locals
+
+
 class RegistryError(ChantierError):
     """A registry request that failed for good, after retries and fall-through."""
 

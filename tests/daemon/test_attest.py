@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from chantier.daemon.errors import build_status
+from chantier.errors import MaterialsError
 from chantier.llb import scratch
 from chantier.pb import content_pb2, control_pb2
 from chantier.pb import gateway_pb2 as pb
@@ -132,6 +134,15 @@ def test_the_record_of_a_build_has_its_provenance(daemon: Chantierd) -> None:
         assert found["buildDefinition"]["externalParameters"]["request"].get("frontend") is None
 
     asyncio.run(run())
+
+
+def test_materials_that_cannot_be_listed_are_told_to_clients() -> None:
+    """The detail is protocol.md 1.10's ProvenanceMaterialsIncomplete."""
+    status = build_status(MaterialsError("provenance materials are incomplete", locals=("context", "dockerfile")))
+    found = {detail.name: detail.json() for detail in status.details}
+    assert found["errdefs.ProvenanceMaterialsIncomplete"] == {
+        "incomplete": [{"name": "context", "reason": "local_source"}, {"name": "dockerfile", "reason": "local_source"}]
+    }
 
 
 def test_an_input_tells_which_request_made_it(daemon: Chantierd) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from traceback import walk_tb
 
 from chantier import __version__
-from chantier.errors import ChantierError, UnsupportedError
+from chantier.errors import ChantierError, MaterialsError, UnsupportedError
 from chantier.wire import Detail, GrpcError, json_detail, status_of
 from chantier.wire.status import CANCELLED, DEADLINE_EXCEEDED, INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED, UNKNOWN
 
@@ -35,6 +35,9 @@ def build_status(error: BaseException, extra: Sequence[Detail] = ()) -> GrpcErro
             details.append(json_detail("errdefs.Subrequest", {"name": found[1]}))
     if (stack := _stack(error)) is not None:
         details.append(stack)
+    if isinstance(error, MaterialsError):
+        incomplete = [{"name": name, "reason": "local_source"} for name in error.locals]
+        details.append(json_detail("errdefs.ProvenanceMaterialsIncomplete", {"incomplete": incomplete}))
     return GrpcError(code, status.message, details, hint=status.hint)
 
 

@@ -16,7 +16,7 @@ from chantier.dockerfile import LANGUAGE_VERSION
 from chantier.dockerfile.attests import Sbom, attestation_options
 from chantier.dockerfile.bridge import FrontendResult
 from chantier.dockerfile.sbom import SPDX, scanner_of
-from chantier.errors import ChantierError, PolicyError
+from chantier.errors import ChantierError, MaterialsError
 from chantier.export import Attestation, Subject
 from chantier.op.worker import run_all, threaded
 from chantier.progress import now
@@ -64,7 +64,7 @@ class Attesting:
         return replace(result, attestations=attestations)
 
     async def attest(self, result: FrontendResult) -> dict[str, tuple[Attestation, ...]]:
-        """All that exporters are to carry. Raises PolicyError where complete materials were asked for and are not."""
+        """All that exporters are to carry. Raises MaterialsError where complete materials were asked for and are not."""
         found = {key: [] for key in result.refs}  # type: dict[str, list[Attestation]]
         await run_all([self._frontends(key, result, found[key]) for key in found])
         options = self._provenance
@@ -251,7 +251,11 @@ def _check_complete(materials: Materials) -> None:
         lines += ["", "Uncaptured local sources:"]
         for name in sorted(materials.locals):
             lines += [f"  - {name}", "    reason: local_source"]
-    raise PolicyError("\n".join(lines), hint="build from git or a URL, or leave out complete-materials")
+    raise MaterialsError(
+        "\n".join(lines),
+        locals=tuple(sorted(materials.locals)),
+        hint="build from git or a URL, or leave out complete-materials",
+    )
 
 
 __all__ = ["Attesting"]

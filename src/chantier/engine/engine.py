@@ -193,13 +193,16 @@ class Engine:
     def check(config: Config) -> None:
         """Raises ConfigError where `reconfigure` would; for a config whose engine is not open yet."""
         Settings.of(config).check()
+        load_environment(config.provenance_env_dir)
 
     def reconfigure(self, config: Config) -> None:
-        """Take over registries, limits, entitlements and the rules of garbage collection. Running builds keep what they have.
+        """Take over registries, limits, entitlements, what provenances add, and the rules of garbage collection. Running builds keep what they have.
 
         Raises ConfigError where a file that the config names cannot be used: then everything stays as it was.
         """
+        environment = load_environment(config.provenance_env_dir)
         self.registries.reload(config)
+        self.environment = environment
         self.config = self.worker.config = config
         self.worker.slots.resize(config.worker_oci.max_parallelism)
         self.networks.resize(config.worker_oci.cni_pool_size)
