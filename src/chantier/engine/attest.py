@@ -7,6 +7,7 @@ exporter or the history asks for it: only then are its layers known, and when th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from .verify import listed
 if TYPE_CHECKING:
     from .build import Build
 
+_log = logging.getLogger(__name__)
 _INTERNAL = ("containerd.io/uncompressed", "buildkit/createdat", "containerd.io/distribution.source.")
 
 
@@ -75,13 +77,19 @@ class Attesting:
         return {key: tuple(some) for key, some in found.items() if some}
 
     async def recorded(self, result: FrontendResult) -> dict[str, dict[str, Any]]:
-        """The whole provenance of each result, v1, for the record of the build."""
+        """The whole provenance of each result, v1, for the record of the build: without those that cannot be had.
+
+        What was exported is not to fail because it cannot be remembered.
+        """
         given = self._provenance
         options = ProvenanceOptions(builder_id=given.builder_id if given is not None else "")
         made = {}
         for key, ref in result.refs.items():
             if isinstance(ref, EngineRef):
-                made[key] = open_predicate(await self._predicate(result, key, ref, options, stored=False))
+                try:
+                    made[key] = open_predicate(await self._predicate(result, key, ref, options, stored=False))
+                except (ChantierError, OSError) as err:
+                    _log.warning("no provenance in the record of build %s: %s", self._build.request.ref, err)
         return made
 
     def of_failed(self) -> dict[str, Any]:
