@@ -299,8 +299,26 @@ def test_mistakes_of_a_client_end_its_stream(daemon: Chantierd) -> None:
         unknown = init("p", "true")
         unknown.Init.ContainerID = "other"
         await fails(unknown, 5)
-        insecure = init("p", "true", Security=1)
-        await fails(insecure, 2)
+
+    asyncio.run(run())
+
+
+def test_a_process_that_may_not_be_is_told_as_one_that_failed(daemon: Chantierd) -> None:
+    """Stock clients wait for their process: the end of the stream alone leaves them waiting."""
+
+    async def run() -> None:
+        async with driven(daemon) as build:
+            ref = await build.make(image("alpine").marshal())
+            mounts = [ops_pb2.Mount(dest="/", resultID=ref)]
+            await build.bridge.unary("NewContainer", pb.NewContainerRequest(ContainerID="c", Mounts=mounts))
+            async with build.bridge.stream("ExecProcess") as call:
+                for mode, wanted in ((1, "security.insecure is not allowed"), (2, "invalid security mode 2")):
+                    asked = init(f"p{mode}", "true")
+                    asked.Init.Security = mode  # type: ignore[assignment]  # one of them is none
+                    await call.send(asked)
+                    _, ended = await outcome(call, f"p{mode}")
+                    assert wanted in ended.Error.message
+            await build.returns()
 
     asyncio.run(run())
 

@@ -105,7 +105,6 @@ class _Process:
             self._container = containers.get(init.ContainerID)
         except NotFoundError as err:
             raise status_of(err) from err
-        containers.check(0, init.Security)
         self._was_started = False
         self.task: asyncio.Task[None] = asyncio.create_task(gateway.bridge.within(self._run()))
 
@@ -148,6 +147,7 @@ class _Process:
         init = self._init
         code, status = 0, None
         try:
+            self._gateway.bridge.containers.check(0, init.Security)  # clients wait for the process, not for the stream
             ended = await self._container.run(
                 init.Meta,
                 output=self._output,
