@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from .failed import FailedStep
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-WINDOWS_PATH = r"c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0"  # what a client that asks is told
 
 _PROXIES = (
     ("http_proxy", "HTTP_PROXY"),
@@ -170,8 +169,7 @@ class RunOp:
         meta = self._op.meta
         environment = list(meta.env)
         if not any(entry.startswith("PATH=") for entry in environment):
-            path = WINDOWS_PATH if self._platform is not None and self._platform.os == "windows" else DEFAULT_PATH
-            environment.append(f"PATH={path}")
+            environment.append(f"PATH={DEFAULT_PATH}")
         for field, name in _PROXIES:
             value = getattr(meta.proxy_env, field)
             if value:
