@@ -69,10 +69,16 @@ def _ping(host: Host) -> str | None:
 
 
 class EngineSink:
-    """A session.FileSink whose bytes are loaded into an engine; `close` waits until the engine says the image is in."""
+    """A session.KnowingSink whose bytes are loaded into an engine; `close` waits until the engine says the image is in.
 
-    def __init__(self, name: str, host: Host) -> None:
+    An image that the engine has, by the digests of the metadata, is not loaded again: it gets its names, bytes are dropped.
+    """
+
+    def __init__(self, name: str, host: Host, metadata: Mapping[str, str]) -> None:
+        """`metadata` is what the exporter says of the image: containerimage.digest, containerimage.config.digest, image.name."""
         self.name = name
+        self._metadata = metadata
+        self._known: bool | None = None
         self._connection = host.http(None)
         self._started = False
         self.loaded = ""  # what the engine answered: "Loaded image: NAME"
@@ -80,7 +86,19 @@ class EngineSink:
     async def write(self, data: bytes | memoryview) -> None:
         await asyncio.to_thread(self._write, data)
 
+    async def has_it(self) -> bool:
+        return await asyncio.to_thread(self._has_it)
+
+    def _has_it(self) -> bool:
+        if self._known is None:
+            from .loaded import named
+
+            self._known = named(self._connection, self._metadata)
+        return self._known
+
     def _write(self, data: bytes | memoryview) -> None:
+        if not self._started and self._has_it():
+            return
         try:
             if not self._started:
                 self._started = True
@@ -102,6 +120,10 @@ class EngineSink:
         import http.client
 
         self._write(b"")
+        if not self._started:
+            self._connection.close()
+            self.loaded = f"Loaded image: {self._metadata.get('image.name', '')}"
+            return
         try:
             self._connection.send(b"0\r\n\r\n")
             response = self._connection.getresponse()

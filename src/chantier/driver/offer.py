@@ -70,7 +70,7 @@ def offered(offer: Offer, session: LocalSession) -> Offered:
 
 
 def _loading(name: str, host: Host, metadata: Mapping[str, str]) -> EngineSink:
-    return EngineSink(name, host)
+    return EngineSink(name, host, metadata)
 
 
 __all__ = ["offered", "open_session"]

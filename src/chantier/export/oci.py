@@ -17,7 +17,7 @@ from chantier.cache import Ref
 from chantier.errors import UsageError
 from chantier.op.worker import threaded
 from chantier.progress import Step
-from chantier.session.types import FileSink
+from chantier.session.types import FileSink, KnowingSink
 from chantier.spec import Descriptor, Reference, descriptor_to_json, dumps
 from chantier.spec.times import rfc3339
 
@@ -54,7 +54,8 @@ class TarExporter:
             with step.action("sending tarball"):
                 sink = await context.session.send_file(context.number, metadata)
                 try:
-                    await self._write(sink, image, root, names, context)
+                    if not (isinstance(sink, KnowingSink) and await sink.has_it()):
+                        await self._write(sink, image, root, names, context)
                 except BaseException:
                     await sink.abort()
                     raise

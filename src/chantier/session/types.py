@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from chantier.values import dataclass
 
@@ -54,6 +54,13 @@ class FileSink(Protocol):
     async def write(self, data: bytes | memoryview, /) -> None: ...
     async def close(self) -> None: ...
     async def abort(self) -> None: ...
+
+
+@runtime_checkable
+class KnowingSink(FileSink, Protocol):
+    """A sink whose place may hold already what would be written, as the metadata named it: then only `close` is needed."""
+
+    async def has_it(self) -> bool: ...
 
 
 class Stream(Protocol):
@@ -125,4 +132,4 @@ class Session(Protocol):
         """Put a blob into such a store, verified; False if it was there."""
 
 
-__all__ = ["Credentials", "FileSink", "FilesRequest", "SentTree", "Session", "Stream"]
+__all__ = ["Credentials", "FileSink", "FilesRequest", "KnowingSink", "SentTree", "Session", "Stream"]
