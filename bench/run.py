@@ -4,6 +4,8 @@
     scripts/peer DIR                                # once, to unpack the peer; it may be stopped again
     python bench/run.py --peer DIR [--lines hello,context] [--builders stock,buildkit] [--rounds 3] [--json FILE]
 
+Interrupted, it finishes with the builder at hand and prints what it has.
+
 As root, with docker-registry, skopeo, umoci, runc and buildah (mmdebstrap for the line `copy`). Each builder gets a fresh ext4 on a
 loop device for every scene; those of a scene follow one another, and the rounds begin with another one each. Times are of the
 whole command, from its start to its exit.
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,10 +31,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from builders import ALL, Build, Builder, Peer, Setting, warm_up
 from disk import Disk, fresh_disk
 from inputs import Sizes, registry
-from lines import SCENES, Inputs, chosen
+from lines import SCENES, Inputs, Scene, chosen
 from meter import Cost, measure, resident_bytes, tree
 
 Found = dict[str, dict[str, list[Cost]]]
+stopping: list[bool] = []
+"""Not empty once a signal asked for the end: the builder at hand finishes, and unmounts what it mounted."""
 
 
 class OneStage:
@@ -164,6 +169,20 @@ def main() -> int:
     compile_all()
     found: Found = {}
     begun = os.getloadavg()[0]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.append(True))
+    starts = run_all(given, sizes, scenes, names, found)
+    print(f"seed {sizes.seed}, {given.rounds} rounds, load {begun:.1f} at the start, {os.getloadavg()[0]:.1f} at the end\n")
+    print(table(found, names), "", starts, sep="\n")
+    if given.json:
+        given.json.write_text(
+            json.dumps({line: {k: [asdict(c) for c in v] for k, v in row.items()} for line, row in found.items()})
+        )
+    return 0
+
+
+def run_all(given: argparse.Namespace, sizes: Sizes, scenes: dict[str, Scene], names: list[str], found: Found) -> str:
+    """Fills `found`; returns the table of starts."""
     with tempfile.TemporaryDirectory(prefix="chantier-bench-", dir=given.work) as work, registry(Path(work, "registry")) as host:
         setting = Setting(registry=host, peer=given.peer.absolute())
         inputs = Inputs(Path(work), host, sizes)
@@ -172,19 +191,14 @@ def main() -> int:
             with loader(setting, Path(work), wanted=label == "load"):
                 for number in range(given.rounds):
                     for builder in builders[number % len(builders) :] + builders[: number % len(builders)]:
+                        if stopping:
+                            return ""
                         try:
                             with OneStage(builder, f"{sizes.seed}-{number}", Path(work), found) as stage:
                                 scene(stage, inputs)
                         except Exception as err:  # one builder that cannot do one line must not end the others' run
                             print(f"  {label}: {builder.name} failed: {err}", file=sys.stderr)
-        starts = imports(given.rounds, setting.environment)
-    print(f"seed {sizes.seed}, {given.rounds} rounds, load {begun:.1f} at the start, {os.getloadavg()[0]:.1f} at the end\n")
-    print(table(found, names), "", starts, sep="\n")
-    if given.json:
-        given.json.write_text(
-            json.dumps({line: {k: [asdict(c) for c in v] for k, v in row.items()} for line, row in found.items()})
-        )
-    return 0
+        return imports(given.rounds, setting.environment)
 
 
 def compile_all() -> None:
