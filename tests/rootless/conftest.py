@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,10 @@ class Somebody:
     def uid(self) -> int:
         return int(_shared().make_user().pw_uid)
 
-    def run(self, argv: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    def run(self, argv: list[str], *, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
         """Any command of his, with variables on top of those that find the package."""
         paths = _shared().python_of_the_user()[1]
-        done: subprocess.CompletedProcess[str] = _shared().as_user(argv, cwd=self.where, env={**paths, **env})
+        done: subprocess.CompletedProcess[str] = _shared().as_user(argv, cwd=self.where, env={**paths, **env}, timeout=timeout)
         return done
 
     def __call__(
@@ -87,6 +88,12 @@ class Somebody:
 
 @pytest.fixture
 def somebody() -> Iterator[Somebody]:
+    with make_somebody() as made:
+        yield made
+
+
+@contextmanager
+def make_somebody() -> Iterator[Somebody]:
     where = _shared().own_directory()
     narrow = where / "bin"
     narrow.mkdir()
