@@ -15,8 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cache_parts import FakeFetcher, Home, write
 
+from chantier.cache.keys import SqliteKeyStore
+from chantier.kernel.trace import crash_at, install
+from chantier.solver.keys import Keep
+from chantier.solver.types import CacheRecord
 from chantier.store import Policy
-from chantier.store.trace import crash_at, install
 
 WANT = {"base": "1", "etc/b": "2", "step": "3", "etc/c": "4", "copied": "5", "context": "6"}
 
@@ -48,9 +51,12 @@ def scenario(path: Path) -> dict[str, object]:
     layers = merged.layers()
     merged.layers(compression="zstd", force=True)
     assert len(layers) == 6
+    keys = SqliteKeyStore(home.cache.db)
+    keys.apply([Keep(key=f"key:{n}", record=CacheRecord(key=f"key:{n}", result=second.id, created_at=n)) for n in range(3)])
     for ref in (base, first, second, copied, merged, view):
         ref.release()
     home.cache.prune(Policy(all=True))
+    keys.sweep(home.cache.exists)
     home.close()
     return tree
 

@@ -20,9 +20,11 @@ from cache_parts import Home
 from crash_scenario import FETCHER, WANT, scenario
 
 from chantier.cache.check import check
-from chantier.store.trace import POINTS, install
+from chantier.kernel.trace import STORE_POINTS, install
 
 pytestmark = pytest.mark.root
+
+LONG = os.environ.get("CHANTIER_CRASHES") is not None
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_the_scenario_passes_every_point(tmp_path: Path) -> None:
         assert scenario(path) == WANT
     finally:
         install(before)
-    assert set(POINTS) - seen == set()
+    assert set(STORE_POINTS) - seen == set()
 
 
 def damage(path: Path) -> None:
@@ -90,9 +92,17 @@ def damage(path: Path) -> None:
     (path / "chantier.db").write_bytes(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("point", POINTS)
+def counts(point: str) -> tuple[int, ...]:
+    """At which times that the point is reached. Each commit parts one state of the database from the next."""
+    if point not in ("db.committing", "db.committed"):
+        return (1, 3)
+    return tuple(range(1, 400)) if LONG else (1, 2, 5, 13, 34, 89)
+
+
+@pytest.mark.timeout(0 if LONG else 300)
+@pytest.mark.parametrize("point", STORE_POINTS)
 def test_killed_at(point: str, tmp_path: Path, run: Run) -> None:
-    for count in (1, 3):
+    for count in counts(point):
         path = tmp_path / f"root{count}"
         if point == "db.set-aside":
             scenario(path)
@@ -114,10 +124,11 @@ def test_killed_at(point: str, tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0 if LONG else 300)
 def test_killed_at_random_moments(tmp_path: Path, run: Run) -> None:
     rng = random.Random(7)
     path = tmp_path / "root"
-    for _ in range(30):
+    for _ in range(int(os.environ.get("CHANTIER_CRASHES", "30"))):
         assert run(path, f"after:{rng.uniform(0.0, 0.3)}") in (0, -signal.SIGKILL)
         reopen_and_check(path)
     assert scenario(path) == WANT

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from chantier.store.trace import POINTS
+from chantier.kernel.trace import POINTS
 
 from ..conftest import Command, RealRegistry
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from chantier.errors import NotFoundError, StoreError, UsageError
+from chantier.kernel.trace import point
 from chantier.progress import Step
 from chantier.snapshot import Snapshotter
 from chantier.spec import Descriptor, new_id
 from chantier.store import BlobStore, Db, Eviction, Policy, Root, UsageRecord
-from chantier.store.trace import point
 
 from .compose import flat_inputs, layer_ids
 from .fetch import Blobs

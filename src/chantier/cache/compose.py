@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from chantier.kernel.trace import point
 from chantier.layer.diff import Changes, changes
 from chantier.spec import new_id
-from chantier.store.trace import point
 
 from .apply import Target
 from .realise import Trees

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from chantier.errors import CancelledError_, ChantierError, IntegrityError, NotFoundError
+from chantier.kernel.trace import point
 from chantier.spec import Descriptor
 from chantier.store import BlobStore, Writer
-from chantier.store.trace import point
 
 from .records import Records
 from .types import Fetcher

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chantier.errors import NotFoundError, StoreError
+from chantier.kernel.trace import point
 from chantier.snapshot import unmount
 from chantier.store import Root
-from chantier.store.trace import point
 
 from .records import Record, Records
 

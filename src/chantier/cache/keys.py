@@ -15,6 +15,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
+from chantier.kernel.trace import point
 from chantier.solver.keys import Change, Drop, Keep, KeyInfo, Link, Swept
 from chantier.solver.types import CacheRecord
 from chantier.store.db import Db
@@ -88,6 +89,8 @@ class SqliteKeyStore:
                     cursor.execute("DELETE FROM key_record WHERE key = ? AND result = ?", (change.key, change.result))
                 else:
                     _keep(cursor, change)
+                point("key.applying")
+        point("key.applied")
 
     def keys_of(self, result: str) -> list[str]:
         return [key for (key,) in self._db.read("SELECT key FROM key_record WHERE result = ? ORDER BY key", (result,))]

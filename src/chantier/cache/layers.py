@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chantier.errors import IntegrityError, StoreError, UsageError
+from chantier.kernel.trace import point
 from chantier.layer import WrittenLayer, convert_layer, decompressor, write_layer
 from chantier.spec import Descriptor, Digest, to_docker, to_oci
 from chantier.spec.media import layer_type
 from chantier.store import Writer
-from chantier.store.trace import point
 
 from .compose import layer_ids, prepare_inputs, stack_of
 from .realise import Trees

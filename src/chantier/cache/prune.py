@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable, Sequence
 
 from chantier.errors import CancelledError_, NotFoundError, StoreError
+from chantier.kernel.trace import point
 from chantier.snapshot import Snapshotter
 from chantier.store import BlobStore, Eviction, Policy, Root, UsageRecord, compile_filters, plan
 from chantier.store.blobs import GRACE_NS
-from chantier.store.trace import point
 
 from .records import Record, Records
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 from chantier.errors import IntegrityError, NotFoundError, StoreError
+from chantier.kernel.trace import point
 from chantier.layer import UnpackResult, decompressor, finish_layer, unpack
 from chantier.snapshot import Snapshotter
 from chantier.spec import Descriptor, new_id
 from chantier.store import Root
-from chantier.store.trace import point
 
 from .fetch import Blobs
 from .records import BASE, LAYER, Record, Records

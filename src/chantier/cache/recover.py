@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import logging
 
+from chantier.kernel.trace import point
 from chantier.snapshot import Snapshotter
 from chantier.store import BlobStore, Root
-from chantier.store.trace import point
 
 from .prune import Pruner
 from .realise import snapshot_exists

@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from chantier.errors import ChantierError, NotFoundError
+from chantier.kernel.trace import point
 from chantier.spec import dumps
 
 from .context import Contexts
@@ -201,7 +202,9 @@ class Store:
                 file.write(data)
             os.chmod(temporary, mode)
             self._chown(Path(temporary))
+            point("builder.written")
             os.replace(temporary, path)
+            point("builder.named")
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise

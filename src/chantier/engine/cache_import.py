@@ -19,6 +19,7 @@ from chantier.cache import LayerSource, Ref
 from chantier.cache.remote import CacheConfig, Imported, inline_config, read_config, read_manifest
 from chantier.errors import CancelledError_, ChantierError, IntegrityError, NotFoundError, RegistryError, UsageError
 from chantier.export import parse_bool
+from chantier.kernel.trace import point
 from chantier.op.worker import threaded
 from chantier.progress import Reporter, Step, Warning, step
 from chantier.solver import KeySource
@@ -109,6 +110,7 @@ class Imports:
                 place = place_of(self._engine, option, self._sessions)
                 for found in await threaded(lambda cancelled: _load(place, made)):
                     self._job.add_import(self._source(found, place, shown))
+                    point("cache-import.read")
         except CancelledError_:
             raise
         except (ChantierError, OSError) as err:

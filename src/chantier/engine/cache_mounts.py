@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Protocol
 
 from chantier.cache import Cache
 from chantier.errors import ChantierError, IntegrityError, NotFoundError, UsageError
+from chantier.kernel.trace import point
 from chantier.layer import Compressor, decompressor, unpack
 from chantier.op.mounts import cache_index
 from chantier.registry import Registry
@@ -131,7 +132,9 @@ class CacheMounts:
                 for layer in manifest.layers:
                     _unpack(self._cache, place, layer, root, cancelled)
                 _times(root, config.get("directories") or {})
+            point("cache-mount.unpacked")
             self._cache.replace_index(ref.id, cache_index(id))
+            point("cache-mount.replaced")
         finally:
             ref.release()
         return Moved(files=int(config.get("files", 0)), bytes=int(config.get("bytes", 0)), blobs=len(manifest.layers))
@@ -171,6 +174,7 @@ class _Export:
                 if not self._place.has(descriptor):
                     self._place.put(descriptor, lambda descriptor=descriptor: self._cache.blobs.open(descriptor.digest))  # type: ignore[misc]
                     sent += descriptor.size
+                    point("cache-mount.sent")
             layers.append(descriptor)
             states[str(number)] = state
         total = sum(file.info.st_size for file in kept)
@@ -185,6 +189,7 @@ class _Export:
         )
         described = Descriptor(media_type=CONFIG, digest=digest_of(config), size=len(config))
         self._place.put(described, lambda: BytesIO(config))
+        point("cache-mount.committing")
         self._place.commit(
             dumps(
                 {
@@ -455,6 +460,7 @@ class DirectoryPlace:
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
+            point("cache-mount.written")
             os.replace(part, path)
         except OSError as err:
             part.unlink(missing_ok=True)

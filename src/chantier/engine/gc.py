@@ -7,6 +7,7 @@ import time
 
 from chantier.cache import Cache
 from chantier.config import Config, gc_rules
+from chantier.kernel.trace import point
 from chantier.store import Policy, Root
 
 _EVERY_S = 60.0
@@ -21,6 +22,7 @@ def collect(root: Root, cache: Cache, config: Config) -> None:
     except FileNotFoundError:
         pass
     stamp.touch()
+    point("gc.begun")
     rules = gc_rules(config.worker_oci, root.disk().total)
     if rules:
         cache.prune(

@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import RegistryError, UsageError
+from chantier.kernel.trace import point
 from chantier.op.worker import run_all, threaded
 from chantier.progress import Step
 from chantier.spec import Reference
@@ -39,6 +40,7 @@ async def push_image(image: Image, name: str, options: ImageOptions, context: Ex
                     ref if blob.descriptor.digest == image.root.digest and not options.push_by_digest else replace(ref, tag="")
                 )
                 await asyncio.to_thread(registry.push_manifest, target, blob.data, blob.descriptor.media_type)
+                point("push.manifest")
                 if target is ref and blob.data is not None:
                     await asyncio.to_thread(context.pushed, ref, blob.descriptor, blob.data)
     except RegistryError as err:
@@ -80,6 +82,7 @@ async def _push_blob(ref: Reference, blob: Blob, registry: Any, context: ExportC
         )
 
     await threaded(send)
+    point("push.blob")
     if blob.layer is not None:
         await asyncio.to_thread(context.cache.add_source, descriptor.digest, f"registry:{ref.name}")
     if started is not None:

@@ -24,6 +24,7 @@ from typing import BinaryIO
 
 from chantier import kernel
 from chantier.errors import CancelledError_, ChantierError, DiskFullError, IntegrityError, StoreError, UsageError
+from chantier.kernel.trace import point
 from chantier.spec import Digest
 from chantier.values import dataclass
 
@@ -98,6 +99,7 @@ def unpack(
             for entry in reader:
                 entries += 1
                 unpacker.add(entry, reader)
+                point("unpack.entry")
             reader.drain()
             unpacker.finish()
         digest, size = source.digest()
@@ -111,6 +113,7 @@ def unpack(
 
         finish_layer(into, lowers, pending)
         pending = Pending()
+    point("unpack.finished")
     return UnpackResult(diff_id=digest, size=size, entries=entries, pending=pending)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from chantier.errors import ChantierError, NotFoundError, StepError, UnsupportedError, UsageError
 from chantier.kernel import in_user_namespace, makedirs_in_root, open_in_root, resolve_in_root
+from chantier.kernel.trace import point
 from chantier.llb.definition import LoadedVertex, platform_of
 from chantier.pb import ops_pb2 as pb
 from chantier.runtime import (
@@ -280,6 +281,7 @@ class RunOp:
                     err.failed = self._kept(ready, inputs, keep)
                 raise err
             ready.stage.unmount()
+            point("step.ran")
             return ready.stage.commit()
         finally:
             ready.close()

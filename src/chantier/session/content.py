@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from chantier.errors import ChantierError, IntegrityError, NotFoundError, ReferenceError_, UsageError
 from chantier.kernel import write_all
+from chantier.kernel.trace import point
 from chantier.pb import content_pb2 as pb
 from chantier.spec import Digest
 from chantier.wire import GrpcError, Handler, ServerCall, Service
@@ -113,7 +114,9 @@ class LayoutStore:
             path.unlink()
             raise GrpcError(_ALREADY_EXISTS, f"content {digest}: already exists")
         place.parent.mkdir(parents=True, exist_ok=True)
+        point("content.written")
         os.replace(path, place)
+        point("content.named")
         with suppress(OSError):  # not empty: something else is being written
             path.parent.rmdir()
         return digest

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from chantier import kernel
 from chantier.errors import NotFoundError, StoreError
+from chantier.kernel.trace import point
 from chantier.spec import new_id
 from chantier.store.db import Db
 
@@ -85,10 +86,12 @@ class Names:
             place.mkdir(mode=0o700)
             try:
                 yield place, None if above is None else self.fs(above)
+                point("snapshot.made")
                 self._insert(key, identity, parent)
             except BaseException:
                 delete_tree(place)
                 raise
+        point("snapshot.named")
 
     def _insert(self, key: str, identity: str, parent: str | None) -> None:
         with self._db.write() as cursor:
@@ -118,6 +121,7 @@ class Names:
             cursor.execute("UPDATE snapshot SET name = ?, committed = 1 WHERE name = ?", (name, key))
             if parent != KEEP:
                 cursor.execute("UPDATE snapshot SET parent = ? WHERE name = ?", (parent, name))
+        point("snapshot.committed")
 
     def remove(self, name: str) -> None:
         with self._db.write() as cursor:
@@ -128,6 +132,7 @@ class Names:
             if child is not None:
                 raise StoreError(f"cannot remove snapshot {name!r}: it is the parent of {child[0]!r}")
             cursor.execute("DELETE FROM snapshot WHERE name = ?", (name,))
+        point("snapshot.removed")
         self._discard(str(row[0]))
 
     def _discard(self, identity: str) -> None:
@@ -137,7 +142,9 @@ class Names:
             (self.directory / identity).rename(doomed)
         except FileNotFoundError:  # another process's recover() was quicker
             return
+        point("snapshot.discarding")
         delete_tree(doomed)
+        point("snapshot.discarded")
 
     def usage(self, name: str) -> Usage:
         rows = self._db.read("SELECT id, committed, bytes, inodes FROM snapshot WHERE name = ?", (name,))

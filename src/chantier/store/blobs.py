@@ -15,12 +15,12 @@ from types import MappingProxyType, TracebackType
 from typing import BinaryIO, Self
 
 from chantier.errors import CancelledError_, IntegrityError, NotFoundError, ReferenceError_
+from chantier.kernel.trace import point
 from chantier.spec import Digest, new_id
 
 from .db import Db
 from .holds import SCHEMA as HOLDS_SCHEMA
 from .holds import hold_for_lease
-from .trace import point
 from .types import BlobInfo
 from .writer import Writer, unlink
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chantier.errors import DiskFullError, StoreError
+from chantier.kernel.trace import point
 
 
 class Db:
@@ -35,6 +36,7 @@ class Db:
             for statement in schema.split(";"):
                 if statement.strip():
                     cursor.execute(statement)
+                    point("db.migrating")
 
     def read(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query, seen as of now."""
@@ -52,11 +54,13 @@ class Db:
             cursor = connection.execute("BEGIN IMMEDIATE")
             try:
                 yield cursor
+                point("db.committing")
                 connection.commit()
             except BaseException:
                 if connection.in_transaction:  # SQLite itself rolls back after some errors, a full disk among them
                     connection.rollback()
                 raise
+        point("db.committed")
 
     def close(self) -> None:
         with self._lock:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from chantier.errors import StoreError
+from chantier.kernel.trace import point
 from chantier.spec import new_id
 
 from .blobs import BlobStore
@@ -30,7 +31,6 @@ from .gc import disk_of
 from .holds import SCHEMA as HOLDS_SCHEMA
 from .holds import Holds, Lease
 from .locks import FileLock, lock, try_lock
-from .trace import point
 from .types import Disk
 from .writer import translated
 

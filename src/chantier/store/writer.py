@@ -13,9 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from chantier.errors import DiskFullError, IntegrityError, StoreError
+from chantier.kernel.trace import point
 from chantier.spec import Digest
-
-from .trace import point
 
 if TYPE_CHECKING:
     from .blobs import BlobStore

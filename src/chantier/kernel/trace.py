@@ -12,8 +12,11 @@ import os
 import signal
 from collections.abc import Callable
 
-POINTS = (
+STORE_POINTS = (
     "db.set-aside",
+    "db.migrating",
+    "db.committing",
+    "db.committed",
     "process.registered",
     "blob.ingest",
     "blob.write",
@@ -23,6 +26,12 @@ POINTS = (
     "blob.dir-synced",
     "blob.deleting",
     "blob.deleted",
+    "snapshot.made",
+    "snapshot.named",
+    "snapshot.committed",
+    "snapshot.removed",
+    "snapshot.discarding",
+    "snapshot.discarded",
     "record.preparing",
     "record.prepared",
     "record.new",
@@ -34,6 +43,8 @@ POINTS = (
     "record.removed",
     "image.recorded",
     "realise.fetched",
+    "unpack.entry",
+    "unpack.finished",
     "realise.unpacked",
     "realise.naming",
     "realise.moved",
@@ -43,11 +54,48 @@ POINTS = (
     "compose.named",
     "layer.packed",
     "layer.recorded",
+    "key.applying",
+    "key.applied",
     "prune.record",
     "prune.blobs",
     "recover.snapshots",
     "recover.done",
 )
+"""Steps of the state directory, from the database up to the cache."""
+
+BUILD_POINTS = (
+    "step.ran",
+    "push.blob",
+    "push.manifest",
+    "cache-import.read",
+    "cache-export.layer",
+    "cache-export.documents",
+    "cache-export.done",
+    "gc.begun",
+    "history.begun",
+    "history.logged",
+    "history.attached",
+    "history.imported",
+    "history.writing",
+    "history.written",
+    "history.removing",
+    "history.removed",
+)
+"""Steps of a build, wherever its engine runs."""
+
+MOUNT_POINTS = (
+    "cache-mount.sent",
+    "cache-mount.committing",
+    "cache-mount.written",
+    "cache-mount.unpacked",
+    "cache-mount.replaced",
+)
+"""Steps of cache mounts on their way out and in."""
+
+USER_POINTS = ("content.written", "content.named", "builder.written", "builder.named")
+"""Steps on the user's side: OCI layouts of exported caches and images, the store of builders."""
+
+POINTS = (*STORE_POINTS, *BUILD_POINTS, *MOUNT_POINTS, *USER_POINTS)
 
 Hook = Callable[[str], None]
 _hook: Hook | None = None
@@ -85,4 +133,4 @@ def crash_at(spec: str) -> Hook:
 if os.environ.get("CHANTIER_CRASH_AT"):
     install(crash_at(os.environ["CHANTIER_CRASH_AT"]))
 
-__all__ = ["POINTS", "Hook", "crash_at", "install", "point"]
+__all__ = ["BUILD_POINTS", "MOUNT_POINTS", "POINTS", "STORE_POINTS", "USER_POINTS", "Hook", "crash_at", "install", "point"]
