@@ -74,6 +74,14 @@ def test_there_and_back(make_command: Callable[..., Command], s3: str) -> None:
     assert "DONE" in done.step("RUN cat /one > /two")
 
 
+def test_bucket_and_region_of_the_environment(make_command: Callable[..., Command], s3: str) -> None:
+    env = {"AWS_BUCKET": "caches", "AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush"}
+    where = f"type=s3,endpoint_url={s3},use_path_style=true,prefix=env/,name=app"
+    make_command(name="one").build(TEXT, "--cache-to", f"{where},mode=max,ignore-error=false", env=env).ok()
+    done = make_command(name="two").build(TEXT, "--cache-from", where, env=env).ok()
+    assert "CACHED" in done.step("RUN cat /one")
+
+
 def test_trouble_is_a_warning(make_command: Callable[..., Command], s3: str) -> None:
     command = make_command()
     done = command.build(TEXT, "--cache-from", place(s3).replace("name=app", "name=nothing")).ok()
@@ -83,7 +91,9 @@ def test_trouble_is_a_warning(make_command: Callable[..., Command], s3: str) -> 
     assert (
         command.build(TEXT, "--cache-to", place(s3, ",ignore-error=false").replace("bucket=caches", "bucket=missing")).code != 0
     )
-    assert command.build(TEXT, "--cache-to", "type=s3").code != 0
+    done = command.build(TEXT, "--cache-to", "type=s3")
+    assert done.code != 0
+    assert "bucket ($AWS_BUCKET) not set" in done.err
 
 
 def test_a_damaged_object_is_not_used(make_command: Callable[..., Command], s3: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from chantier.cache.remote.write import Result, Written
 from chantier.errors import CancelledError_, ChantierError, IntegrityError, NotFoundError, UsageError
 from chantier.export import ImageOptions, parse_bool
 from chantier.export.options import Compression
+from chantier.kernel.trace import point
 from chantier.op.worker import run_all, threaded
 from chantier.progress import Reporter, Step, Warning, step
 from chantier.solver import Built, CacheRecord, ExportKey
@@ -74,9 +75,13 @@ class CacheExport:
         attrs = option.attrs
         if option.type not in NAMES:
             raise UsageError(f'unknown cache exporter: "{option.type}"', hint="cache exporters are " + ", ".join(NAMES))
-        for kind, key in (("registry", "ref"), ("local", "dest"), ("s3", "bucket")):
+        for kind, key in (("registry", "ref"), ("local", "dest")):
             if option.type == kind and not attrs.get(key):
                 raise UsageError(f"{key} is required for cache-to type={kind}", hint=f"type={kind},{key}=…")
+        if option.type == "s3":
+            from .cache_s3 import bucket_of
+
+            bucket_of(attrs)
 
         def flag(key: str, *, default: bool) -> bool:
             return parse_bool(key, attrs[key]) if key in attrs else default
@@ -169,7 +174,10 @@ class Exports:
             shown.warn(Warning(vertex=shown.digest, level=1, short=b"failed to match any cache with layers"))
             with shown.action("skipping cache export for empty result"):
                 return {}
-        return await target.documents(written, export, shown)
+        point("cache-export.documents")
+        answer = await target.documents(written, export, shown)
+        point("cache-export.done")
+        return answer
 
     def _target(self, export: CacheExport) -> Target:
         if export.type == "registry":
@@ -191,6 +199,7 @@ class Exports:
                 try:
                     with shown.action(f"writing layer {descriptor.digest}"):
                         await target.layer(layer, descriptor, shown)
+                        point("cache-export.layer")
                 except (IntegrityError, NotFoundError) as err:
                     lost.add(str(descriptor.digest))
                     text = f"layer {descriptor.digest} is left out of the cache: {err}"

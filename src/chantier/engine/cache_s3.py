@@ -4,12 +4,14 @@
     PREFIX MANIFESTS_PREFIX NAME    the cache config, whose layers say themselves what they are
     PREFIX BLOBS_PREFIX DIGEST      the blobs
 
-boto3 is an extra: `pip install chantier[s3]`. Credentials are those of the attributes, else what boto3 finds by itself.
+boto3 is an extra: `pip install chantier[s3]`. Credentials are those of the attributes, else what boto3 finds by itself; bucket
+and region those of the attributes, else AWS_BUCKET and AWS_REGION of the engine's environment.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -32,19 +34,26 @@ if TYPE_CHECKING:
 _CONFIG_LIMIT = 64 << 20
 
 
+def bucket_of(attrs: Mapping[str, str]) -> str:
+    """Of the attributes, else what the engine was started with. Raises UsageError if neither names one."""
+    found = attrs.get("bucket") or os.environ.get("AWS_BUCKET", "")
+    if not found:
+        raise UsageError("bucket ($AWS_BUCKET) not set for s3 cache", hint="type=s3,bucket=NAME,region=REGION")
+    return found
+
+
 class Bucket:
     """One cache in one bucket. Thread-safe, as boto3's clients are."""
 
     def __init__(self, attrs: Mapping[str, str]) -> None:
-        if not attrs.get("bucket"):
-            raise UsageError("bucket ($AWS_BUCKET) not set for s3 cache", hint="type=s3,bucket=NAME,region=REGION")
+        bucket = bucket_of(attrs)
         try:
             import boto3
             from botocore.config import Config
         except ImportError as err:
             raise UnsupportedError("the s3 cache needs boto3", hint="pip install 'chantier[s3]'") from err
         path_style = parse_bool("use_path_style", attrs["use_path_style"]) if "use_path_style" in attrs else False
-        self.bucket = attrs["bucket"]
+        self.bucket = bucket
         self.names = [name for name in (attrs.get("name") or "buildkit").split(";") if name]
         prefix = attrs.get("prefix", "")
         self._manifests = prefix + attrs.get("manifests_prefix", "manifests/")
@@ -54,7 +63,7 @@ class Bucket:
         with self._told("open"):
             self._client: Any = boto3.client(
                 "s3",
-                region_name=attrs.get("region") or None,
+                region_name=attrs.get("region") or os.environ.get("AWS_REGION") or None,
                 endpoint_url=attrs.get("endpoint_url") or None,
                 aws_access_key_id=attrs.get("access_key_id") or None,
                 aws_secret_access_key=attrs.get("secret_access_key") or None,
@@ -178,4 +187,4 @@ class S3Target:
         return {}
 
 
-__all__ = ["Bucket", "S3Place", "S3Target"]
+__all__ = ["Bucket", "S3Place", "S3Target", "bucket_of"]
