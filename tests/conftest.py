@@ -52,7 +52,7 @@ def free_port() -> int:
         return port
 
 
-def wait_for_port(port: int, *, process: subprocess.Popen[bytes] | None = None, seconds: float = 15) -> None:
+def wait_for_port(port: int, *, process: subprocess.Popen[bytes] | None = None, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

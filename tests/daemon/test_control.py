@@ -217,7 +217,8 @@ def test_a_client_that_cancels_stops_its_step(daemon: Chantierd) -> None:
                 break
         else:
             raise AssertionError("the step still runs a second after it was cancelled")
-        record = (await history(daemon, Ref=ref))[0].record
+        while not (record := (await history(daemon, Ref=ref))[0].record).HasField("CompletedAt"):
+            await asyncio.sleep(0.05)
         assert record.error.message == "context canceled"
         ends = [v for m in await status(daemon, ref) for v in m.vertexes if "sleep 8642" in v.name]
         assert ends[-1].error.endswith("context canceled")

@@ -14,9 +14,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from chantier.driver.embedded import Embedded
+from chantier.driver.select import EMBEDDED, find_builder
 from chantier.errors import UsageError
 
 from .args import Parser
+from .builders import add_builder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,10 +31,11 @@ _SERVED = "chantier.registry.blobs"
 
 
 def run(args: Sequence[str], debug: bool) -> int:
-    parser = Parser("chantier history", "Records and logs of builds on this root.", _EXAMPLE)
+    parser = Parser("chantier history", "Records and logs of builds: of a builder, or of a root on this machine.", _EXAMPLE)
     add = parser.add_argument
     add("what", choices=tuple(_COMMANDS))
     add("ref", nargs="*", help="builds: a reference, its beginning, or ^N for the N-th before the newest (default: the newest)")
+    add_builder(parser)
     add("--all", action="store_true", help="all of them (rm, export)")
     add("--config", default=None, metavar="FILE", help="the config file to use instead of the one found")
     add("--file", "-f", default="-", metavar="FILE", help="what to import")
@@ -44,6 +47,12 @@ def run(args: Sequence[str], debug: bool) -> int:
     add("--quiet", "-q", action="store_true", help="ls: references alone")
     add("--root", default=None, metavar="DIR", help="where the engine keeps its state")
     given = parser.parse(args)
+    if given.root is None and given.config is None and (builder := find_builder(given.builder)) is not None:
+        from chantier.driver.history import RemoteHistory
+
+        return _COMMANDS[given.what](RemoteHistory(builder), given)
+    if given.builder not in (None, EMBEDDED):
+        raise UsageError("--root and --config are for the embedded engine", hint="add --builder embedded")
     with Embedded(root=given.root, config=given.config) as driver:
         return _COMMANDS[given.what](driver.history(), given)
 

@@ -159,6 +159,19 @@ class Client:
         found: dict[str, Any] = json.loads(answer.data)
         return found
 
+    async def build_record(self, ref: str) -> dict[str, Any]:
+        """All that chantierd keeps of a build, as `record.load_record` reads it. Raises UnsupportedError for other daemons."""
+        from chantier.pb import daemon_pb2
+
+        try:
+            answer = await Stub(self.channel, "chantier.v1.Daemon").unary("Record", daemon_pb2.RecordRequest(ref=ref))
+        except GrpcError as err:
+            if err.code == _UNIMPLEMENTED:
+                raise UnsupportedError(f"{self.name} is no chantierd: it has no records of its own") from err
+            raise error_of(err) from err
+        found: dict[str, Any] = json.loads(answer.data)
+        return found
+
     def stub(self, service: str) -> Any:
         """Calls of another service of the daemon, such as its content store."""
         return Stub(self.channel, service)

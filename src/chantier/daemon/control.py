@@ -4,23 +4,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from base64 import b64decode
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from chantier.engine import SERVED, Build, CacheOptions, FrontendResult, Policy, SolveRequest, SolveResult, UsageRecord
+from chantier.engine import Build, CacheOptions, FrontendResult, Policy, SolveRequest, SolveResult, UsageRecord
 from chantier.errors import CancelledError_, ChantierError, SessionError
 from chantier.pb import control_pb2 as pb
 from chantier.progress import now
 from chantier.session.remote import RemoteSession
-from chantier.spec import dumps_indent
-from chantier.spec.media import IN_TOTO
-from chantier.spec.slsa import PROVENANCE
 from chantier.wire import GrpcError, ServerCall, Service
 from chantier.wire.status import CANCELLED, UNAVAILABLE, UNKNOWN
 
@@ -28,19 +23,20 @@ from .builds import Running
 from .clip import Clip
 from .errors import build_status
 from .gateway import Gateway
-from .history import ERROR_TYPE, descriptor_of, pack_status
 from .policy import SourcePolicy
 from .progress import Progress, replay
 from .session_exporters import SessionExporters
 from .workers import version, worker_record
 
 if TYPE_CHECKING:
+    from chantier.engine import Engine
+    from chantier.engine.history import Recording
+
     from .daemon import Daemon
 
 _log = logging.getLogger(__name__)
 NAME = "moby.buildkit.v1.Control"
 _WAIT_STATUS_S = 6.0
-PROVENANCE_TYPE = PROVENANCE + "v1"
 
 
 class Control:
@@ -81,12 +77,10 @@ class Control:
         )
         daemon.builds.add(build)
         _log.debug("build started", extra={"fields": {"build": build.ref, "client": build.client, "session": request.Session}})
-        record = _record(build)
-        if not request.Internal:
-            daemon.history.start(record)
+        recording = None if request.Internal else await self._record(engine, build)
         outcome: SolveResult | BaseException | None = None
         try:
-            outcome = await self._run(build)
+            outcome = await self._run(build, recording)
             return pb.SolveResponse(ExporterResponse=dict(outcome.response))
         except asyncio.CancelledError as err:
             outcome = build.failure or err
@@ -107,9 +101,26 @@ class Control:
             daemon.builds.remove(build)
             took = f"{(now() - build.started_at) / 1e9:.3f}s"
             _log.debug("build finished", extra={"fields": {"build": build.ref, "took": took}})
-            await asyncio.shield(self._remember(build, record, outcome))
+            if recording is None:
+                build.progress.path.unlink(missing_ok=True)
+            else:
+                await asyncio.shield(self._remember(recording, outcome))
 
-    async def _run(self, build: Running) -> SolveResult:
+    async def _record(self, engine: Engine, build: Running) -> Recording | None:
+        """None if the build cannot be recorded: it is not to fail for that."""
+        assert engine.history is not None
+        try:
+            recording = await asyncio.to_thread(
+                engine.history.begin, _engine_request(build.request, None), build.progress, events=False
+            )
+            build.progress.move(recording.log)
+        except (OSError, ChantierError) as err:
+            _log.error("build %s is not recorded: %s", build.ref, err)
+            return None
+        self._daemon.history.started(recording.record)
+        return recording
+
+    async def _run(self, build: Running, recording: Recording | None) -> SolveResult:
         daemon, request = self._daemon, build.request
         engine = await daemon.engine()
         session = await self._session(request.Session)
@@ -118,7 +129,7 @@ class Control:
         more = SessionExporters(session) if request.EnableSessionExporter and session is not None else None
         if more is not None:
             solve = replace(solve, find_exporters=more.find, exported=more.finish)
-        async with engine.open(solve, session, build.progress) as opened:
+        async with engine.open(solve, session, recording or build.progress) as opened:
             gateway = Gateway(opened.bridge, dict(request.FrontendInputs))
             if more is not None:
                 more.name_of = gateway.name_of
@@ -127,7 +138,13 @@ class Control:
             if policy is not None:
                 policy.resolve = partial(gateway.source_meta, unchecked=True)
             build.opened.set_result(gateway)
-            return await opened.finish(await self._result(opened, gateway, request))
+            result: SolveResult | None = None
+            try:
+                result = await opened.finish(await self._result(opened, gateway, request))
+                return result
+            finally:
+                if recording is not None:
+                    engine.note(recording, opened, done=result is not None)
 
     async def _session(self, id: str) -> RemoteSession | None:
         """None if no client has come under that id: a build that asks nothing of it does not miss it."""
@@ -150,29 +167,12 @@ class Control:
             return await opened.drive()
         return await gateway.returned
 
-    async def _remember(self, build: Running, record: pb.BuildHistoryRecord, outcome: SolveResult | BaseException | None) -> None:
-        progress, history = build.progress, self._daemon.history
-        if build.request.Internal:
-            progress.path.unlink(missing_ok=True)
-            return
-        record.CompletedAt.FromNanoseconds(now())
-        record.numTotalSteps, record.numCompletedSteps = progress.total, progress.completed
-        record.numCachedSteps, record.numWarnings = progress.cached, progress.warnings
-        blobs: list[tuple[pb.Descriptor, bytes]] = []
+    async def _remember(self, recording: Recording, outcome: SolveResult | BaseException | None) -> None:
         if isinstance(outcome, SolveResult):
-            _add_result(record, outcome)
-            blobs += _add_provenance(record, outcome)
-        else:
-            status = _status(outcome)
-            record.error.code, record.error.message = status.code, status.message
-            data = pack_status(status)
-            record.externalError.CopyFrom(descriptor_of(data, ERROR_TYPE))
-            blobs.append((record.externalError, data))
-        try:
-            await history.finish(record, progress.path, blobs)
-        except (OSError, ChantierError) as err:  # the build is not to fail for it
-            _log.error("failed to keep the record of build %s: %s", build.ref, err)
-            history.abandon(build.ref)
+            await self._daemon.history.finish(recording, outcome, None, None)
+            return
+        error = outcome or asyncio.CancelledError()
+        await self._daemon.history.finish(recording, None, error, _status(outcome))
 
     async def status(self, request: pb.StatusRequest, call: ServerCall) -> None:
         call.send_initial_metadata(_timestamp())
@@ -186,7 +186,7 @@ class Control:
         daemon = self._daemon
         await daemon.engine()
         running = daemon.builds.get(ref)
-        if running is None and (log := daemon.history.log_of(ref)) is not None:
+        if running is None and (log := await daemon.history.log_of(ref)) is not None:
             return replay(log)
         if running is None:
             running = await daemon.builds.wait(ref, _WAIT_STATUS_S)
@@ -304,57 +304,6 @@ def _cache_exports(options: pb.CacheOptions) -> tuple[CacheOptions, ...]:
     if options.ExportRefDeprecated:
         found.append(CacheOptions(type="registry", attrs={**options.ExportAttrsDeprecated, "ref": options.ExportRefDeprecated}))
     return tuple(found)
-
-
-def _record(build: Running) -> pb.BuildHistoryRecord:
-    request = build.request
-    record = pb.BuildHistoryRecord(
-        Ref=build.ref,
-        Frontend=request.Frontend,
-        FrontendAttrs=dict(request.FrontendAttrs),
-        Exporters=list(request.Exporters),
-    )
-    record.CreatedAt.FromNanoseconds(build.started_at)
-    return record
-
-
-def _add_result(record: pb.BuildHistoryRecord, result: SolveResult) -> None:
-    for key, value in result.metadata.items():
-        try:
-            record.ExporterResponse[key] = value.decode()
-        except UnicodeDecodeError:
-            continue  # not text: the record's map has only texts
-    if SERVED in result.response:
-        record.ExporterResponse[SERVED] = result.response[SERVED]
-    info = pb.BuildResultInfo()
-    for number, response in enumerate(result.answers):
-        if "containerimage.descriptor" in response:
-            info.Results[number].CopyFrom(_descriptor(response["containerimage.descriptor"]))
-            if not info.HasField("ResultDeprecated"):
-                info.ResultDeprecated.CopyFrom(info.Results[number])
-    record.Result.CopyFrom(info)
-
-
-def _add_provenance(record: pb.BuildHistoryRecord, result: SolveResult) -> list[tuple[pb.Descriptor, bytes]]:
-    """The whole provenance of each result as a blob that the record names (protocol.md 4.6): the predicate alone."""
-    blobs = []
-    for platform, predicate in result.provenance.items():
-        data = dumps_indent(predicate)
-        descriptor = descriptor_of(data, IN_TOTO)
-        descriptor.annotations["in-toto.io/predicate-type"] = PROVENANCE_TYPE
-        (record.Results[platform] if platform else record.Result).Attestations.append(descriptor)
-        blobs.append((descriptor, data))
-    return blobs
-
-
-def _descriptor(text: str) -> pb.Descriptor:
-    value = json.loads(b64decode(text))
-    return pb.Descriptor(
-        media_type=value.get("mediaType", ""),
-        digest=value.get("digest", ""),
-        size=value.get("size", 0),
-        annotations=value.get("annotations") or {},
-    )
 
 
 def _status(outcome: BaseException | None) -> GrpcError:

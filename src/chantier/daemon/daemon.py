@@ -167,10 +167,11 @@ class Daemon:
     async def _open(self) -> None:
         allowed = frozenset(self.config.entitlements)
         try:
-            engine = await Engine(self.root, self.config, allowed_entitlements=allowed).__aenter__()
+            engine = await Engine(self.root, self.config, allowed_entitlements=allowed, history=True).__aenter__()
             engine.worker.session_by_id = _ById(self.sessions)
             engine.run_frontend_image = FrontendImages(lambda: self.config).run
-            self.history = await asyncio.to_thread(History, self.root, engine.db, self.config.history)
+            assert engine.history is not None
+            self.history = History(engine.history)
         except BaseException as err:
             self._engine.set_exception(err if isinstance(err, Exception) else CancelledError_())
             self._engine.exception()
@@ -239,7 +240,6 @@ class Daemon:
             self._tls.load_cert_chain(config.grpc.tls.cert, config.grpc.tls.key)
         if self.is_open:
             self.opened_engine.reconfigure(config)
-            self.history.config = config.history
         install(config.log_level, config.log.format)
         self.needs_restart = changes_that_need_a_restart(self.settings.config, config)
         self.config = config

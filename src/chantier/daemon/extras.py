@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from chantier import __version__
@@ -31,12 +32,17 @@ def traces() -> Service:
 
 
 def own(daemon: Daemon) -> Service:
-    """`Status` answers JSON in a BytesMessage: see `report`."""
+    """`Status` answers JSON in a BytesMessage: see `report`. `Record` answers a `record.BuildRecord`, as JSON too."""
 
     async def status(request: daemon_pb2.StatusRequest, call: ServerCall) -> control_pb2.BytesMessage:
         return control_pb2.BytesMessage(data=json.dumps(report(daemon), sort_keys=True).encode())
 
-    return Service(STATUS_NAME, {"Status": status})
+    async def record(request: daemon_pb2.RecordRequest, call: ServerCall) -> control_pb2.BytesMessage:
+        await daemon.engine()
+        found = await daemon.history.record(request.ref)
+        return control_pb2.BytesMessage(data=json.dumps(asdict(found), default=str).encode())
+
+    return Service(STATUS_NAME, {"Status": status, "Record": record})
 
 
 def report(daemon: Daemon) -> dict[str, Any]:

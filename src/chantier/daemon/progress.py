@@ -12,7 +12,7 @@ import asyncio
 import os
 import struct
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -121,6 +121,11 @@ class Progress:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def move(self, path: Path) -> None:
+        """Let the file lie elsewhere on its file system from now on; who follows it is not disturbed. Raises OSError."""
+        os.rename(self.path, path)
+        self.path = path
+
     # -- following
 
     async def follow(self) -> AsyncIterator[pb.StatusResponse]:
@@ -155,11 +160,23 @@ class Progress:
 
 
 async def replay(path: Path) -> AsyncIterator[pb.StatusResponse]:
-    """The messages of a file that is complete."""
+    """The messages of a file that nobody writes to any more. Its last one may be torn: its writer was killed."""
     with open(path, "rb") as file:
-        while head := await asyncio.to_thread(file.read, _LENGTH.size):
+        while len(head := await asyncio.to_thread(file.read, _LENGTH.size)) == _LENGTH.size:
             (length,) = _LENGTH.unpack(head)
-            yield pb.StatusResponse.FromString(await asyncio.to_thread(file.read, length))
+            data = await asyncio.to_thread(file.read, length)
+            if len(data) < length:
+                return
+            yield pb.StatusResponse.FromString(data)
+
+
+def packed(events: Iterable[Event]) -> bytes:
+    """Events that are past, in the form of such a file."""
+    found = bytearray()
+    for message in to_messages(list(events)):
+        data = message.SerializeToString()
+        found += _LENGTH.pack(len(data)) + data
+    return bytes(found)
 
 
 # -- events to messages
@@ -236,4 +253,4 @@ def _warning(warning: Warning) -> pb.VertexWarning:
     return made
 
 
-__all__ = ["Progress", "Seen", "replay", "to_messages", "vertex_message"]
+__all__ = ["Progress", "Seen", "packed", "replay", "to_messages", "vertex_message"]

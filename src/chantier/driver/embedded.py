@@ -124,10 +124,13 @@ class Embedded(Running):
             return await asyncio.to_thread(work, CacheMounts(engine.cache), place)
 
     def history(self) -> History:
+        from chantier.client.history import read_log
         from chantier.engine.history import History
 
         bounds = self.config.history
-        return History(self.root.absolute(), max_age_s=bounds.max_age_s, max_entries=bounds.max_entries)
+        history = History(self.root.absolute(), max_age_s=bounds.max_age_s, max_entries=bounds.max_entries)
+        history.read_log = read_log
+        return history
 
     async def _open(self) -> Engine:
         if self._opening is None:

@@ -207,6 +207,8 @@ class Engine:
         self.worker.slots.resize(config.worker_oci.max_parallelism)
         self.networks.resize(config.worker_oci.cni_pool_size)
         self.ceiling.limit = config.chantier.max_bytes.of(self._root.disk().total)
+        if self.history is not None:
+            self.history.bound(max_age_s=config.history.max_age_s, max_entries=config.history.max_entries)
         if self.allowed_entitlements is not None:
             self.allowed_entitlements = frozenset(config.entitlements)
 
@@ -299,4 +301,9 @@ class Engine:
                 raise
             finally:
                 if recording is not None:
-                    recording.note(build.job.explain(), {} if result is not None else build.attesting.of_failed())
+                    self.note(recording, build, done=result is not None)
+
+    @staticmethod
+    def note(recording: Recording, build: Build, *, done: bool) -> None:
+        """While a build's job lives: what its record tells of it."""
+        recording.note(build.job.explain(), {} if done else build.attesting.of_failed())

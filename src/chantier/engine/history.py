@@ -3,10 +3,12 @@
 
     ROOT/builds/REF/start.json     what was asked for; locked as long as the build runs
     ROOT/builds/REF/events.jsonl   every event, as it came
+    ROOT/builds/REF/log            the same as a daemon's clients get it, in place of events.jsonl, while the build runs
+    ROOT/builds/REF/blobs/HEX      attachments by sha256: that log once it is whole, errors with details, attestations
     ROOT/builds/REF/record.json    how it ended, written last and as a whole
 
 A directory without a record whose lock is free is of a build whose process died: it is `interrupted`, and what it said until
-then is there. Everything in a directory is plain JSON, and an export is a tar of it.
+then is there. An export is a tar of such directories.
 """
 
 from __future__ import annotations
@@ -20,78 +22,43 @@ import shutil
 import tarfile
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from chantier.errors import ChantierError, NotFoundError, UsageError
-from chantier.progress import Event, Reporter, Vertex, Warning, now
+from chantier.kernel.trace import point
+from chantier.progress import Event, Reporter, Vertex, Warning
+from chantier.record import (
+    CANCELED,
+    COMPLETED,
+    ERROR,
+    INTERRUPTED,
+    LOG_TYPE,
+    RUNNING,
+    Attachment,
+    BuildRecord,
+    StepRecord,
+    choose,
+    load_record,
+)
 from chantier.solver import Explanation
-from chantier.values import dataclass
 
+from .attachments import Attachments
 from .events import dump, load
 from .request import SolveRequest, SolveResult
 from .secrecy import open_attrs
 
 KEEP = 50
 KEEP_S = 48 * 3600.0
-RUNNING, COMPLETED, ERROR, CANCELED, INTERRUPTED = "running", "completed", "error", "canceled", "interrupted"
+_INTERRUPTED = "the engine died while it ran this build"
 _REF = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}\Z")
-_MEMBERS = ("start.json", "events.jsonl", "record.json")
+_BLOB = re.compile(r"blobs/[0-9a-f]{64}\Z")
+_MEMBERS = ("start.json", "events.jsonl", "log", "record.json")
 _MAX_RECORD = 16 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepRecord:
-    """One step: whether it was cached, and why it ran."""
-
-    vertex: str
-    name: str
-    outcome: str
-    reason: str
-    nearest: str = ""
-    differences: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildRecord:
-    """One build. Times are nanoseconds since the epoch; `completed` 0 while it runs."""
-
-    ref: str
-    status: str = RUNNING
-    started: int = 0
-    completed: int = 0
-    frontend: str = ""
-    attrs: Mapping[str, str] = field(default_factory=dict)
-    exporters: tuple[tuple[str, Mapping[str, str]], ...] = ()
-    cache_imports: tuple[tuple[str, Mapping[str, str]], ...] = ()
-    cache_exports: tuple[tuple[str, Mapping[str, str]], ...] = ()
-    response: Mapping[str, str] = field(default_factory=dict)
-    error: str = ""
-    total: int = 0
-    done: int = 0
-    cached: int = 0
-    warnings: int = 0
-    steps: tuple[StepRecord, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # an SLSA v1 predicate: of the first result
-    provenances: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by platform, where there are several
-    pinned: bool = False
-
-    @property
-    def name(self) -> str:
-        """What people call it: its target or tag, else the context."""
-        for _, attrs in self.exporters:
-            if attrs.get("name"):
-                return attrs["name"].split(",")[0]
-        context = self.attrs.get("context", "") or self.attrs.get("vcs:source", "") or self.attrs.get("filename", "")
-        target = self.attrs.get("target", "")
-        return " ".join(part for part in (context, f"({target})" if target else "") if part) or self.frontend or "graph"
-
-    @property
-    def duration_ns(self) -> int:
-        return max((self.completed or now()) - self.started, 0)
 
 
 class History:
@@ -101,15 +68,26 @@ class History:
         self, root: Path, *, max_age_s: float = 0.0, max_entries: int = 0, clock: Callable[[], int] = time.time_ns
     ) -> None:
         self.directory = root / "builds"
+        self.clock = clock
+        self.read_log: Callable[[Path], Iterator[Event]] | None = None  # how to read logs in the form of LOG_TYPE
+        self.on_removed: Callable[[BuildRecord], None] | None = None  # by age and number; from any thread
+        self.bound(max_age_s=max_age_s, max_entries=max_entries)
+
+    def bound(self, *, max_age_s: float, max_entries: int) -> None:
+        """What is kept; 0 for the default."""
         self._max_age_s = max_age_s or KEEP_S
         self._max_entries = max_entries or KEEP
-        self.clock = clock
 
     # A build's way
 
-    def begin(self, request: SolveRequest, reporter: Reporter) -> Recording:
-        """Record a build from now on; report to the recording in place of `reporter`. Raises OSError."""
+    def begin(self, request: SolveRequest, reporter: Reporter, *, events: bool = True) -> Recording:
+        """Record a build from now on; report to the recording in place of `reporter`. Raises OSError.
+
+        Without `events` whoever began it keeps its log: in `Recording.log` as long as it runs, then as an attachment.
+        """
         directory = self._path(request.ref)
+        if (directory / "record.json").exists():  # its client chose the reference of an earlier build
+            self._delete(request.ref)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         record = BuildRecord(
             ref=request.ref,
@@ -120,40 +98,37 @@ class History:
             cache_imports=tuple((one.type, open_attrs(one.attrs)) for one in request.cache_imports),
             cache_exports=tuple((one.type, open_attrs(one.attrs)) for one in request.cache_exports),
         )
-        return Recording(self, directory, record, reporter)
+        return Recording(self, directory, record, reporter, events=events)
 
     # What is kept
 
     def records(self) -> list[BuildRecord]:
         """Newest first."""
-        try:
-            names = os.listdir(self.directory)
-        except FileNotFoundError:
-            return []
-        records = [record for name in names if (record := self._load(name)) is not None]
+        records = [record for name in self.refs() if (record := self._load(name)) is not None]
         return sorted(records, key=lambda record: (-record.started, record.ref))
 
     def get(self, ref: str = "") -> BuildRecord:
         """By reference, by its unique beginning, by `^N` (the N-th before the newest), "" for the newest. Raises NotFoundError."""
-        records = self.records()
-        if not ref or ref.startswith("^"):
-            if ref[1:] and not ref[1:].isdecimal():
-                raise UsageError(f"invalid build reference {ref!r}", hint="^0 is the newest build, ^1 the one before")
-            number = int(ref[1:] or 0)
-            if number >= len(records):
-                raise NotFoundError("no build found" if not ref else f"no build {ref}: only {len(records)} are kept")
-            return records[number]
-        ref = ref.rpartition("/")[2]
-        found = [record for record in records if record.ref == ref] or [r for r in records if r.ref.startswith(ref)]
-        if not found:
-            raise NotFoundError(f"no record found for ref {ref!r}")
-        if len(found) > 1:
-            raise UsageError(f"{ref!r} is the beginning of {len(found)} builds", hint="give more of it")
-        return found[0]
+        if ref and (exact := self.find(ref.rpartition("/")[2]) if _REF.match(ref.rpartition("/")[2]) else None) is not None:
+            return exact
+        return choose(self.records(), ref)
+
+    def find(self, ref: str) -> BuildRecord | None:
+        """By its whole reference."""
+        return self._load(self._path(ref).name)
+
+    def refs(self) -> list[str]:
+        try:
+            return [name for name in os.listdir(self.directory) if _REF.match(name)]
+        except FileNotFoundError:
+            return []
 
     def events(self, ref: str) -> Iterator[Event]:
         """All that a build said, in order; of one that runs, until now."""
         path = self._path(ref) / "events.jsonl"
+        if not path.exists() and self.read_log is not None and (log := self.log(ref)) is not None:
+            yield from self.read_log(log)
+            return
         try:
             with path.open("rb") as file:
                 for line in file:
@@ -163,6 +138,13 @@ class History:
         except FileNotFoundError:
             raise NotFoundError(f"no log of build {ref}") from None
 
+    def log(self, ref: str) -> Path | None:
+        """The file of a log in the form of LOG_TYPE, where there is one: of a build that ended, or was recorded so far."""
+        record = self.find(ref)
+        kept = record.attached(LOG_TYPE) if record is not None else None
+        path = self.attachment(ref, kept.digest) if kept is not None else self._path(ref) / "log"
+        return path if path is not None and path.exists() else None
+
     def remove(self, ref: str) -> None:
         """Raises NotFoundError, UsageError for a build that runs."""
         record = self.get(ref)
@@ -170,22 +152,61 @@ class History:
             raise UsageError(f"cannot remove build {record.ref}: it is running")
         self._delete(record.ref)
 
-    def pin(self, ref: str, *, pinned: bool) -> None:
+    def pin(self, ref: str, *, pinned: bool) -> BuildRecord:
         """A pinned build is kept until it is removed by name."""
         record = self.get(ref)
         if record.status == RUNNING:
             raise UsageError(f"cannot pin build {record.ref}: it is running")
-        document = asdict(record) | {"pinned": pinned}
-        _write(self._path(record.ref) / "record.json", document)
+        return self._change(record, pinned=pinned)
+
+    def attach(self, ref: str, media_type: str, data: bytes, annotations: Mapping[str, str] | None = None) -> BuildRecord:
+        """Keep something more with a build that has ended. Raises OSError."""
+        record = self.get(ref)
+        made = Attachments(self._path(record.ref)).put(media_type, data, annotations)
+        return self._change(record, attachments=(*(one for one in record.attachments if one != made), made))
+
+    def adopt_log(self, ref: str, media_type: str) -> BuildRecord:
+        """Make the log of a build that was interrupted an attachment."""
+        record = self.get(ref)
+        log = self._path(record.ref) / "log"
+        if record.status == RUNNING or not log.exists():
+            return record
+        made = Attachments(self._path(record.ref)).adopt(media_type, log)
+        return self._change(record, attachments=(*record.attachments, made))
+
+    def attachment(self, ref: str, digest: str) -> Path | None:
+        """The file of an attachment, or None. Raises UsageError for what is no digest."""
+        return Attachments(self._path(ref)).path(digest)
+
+    def attached(self) -> Iterator[tuple[str, Path]]:
+        """All attachments: digest and file."""
+        for ref in self.refs():
+            attachments = Attachments(self._path(ref))
+            for name in attachments.names():
+                yield f"sha256:{name}", self._path(ref) / "blobs" / name
+
+    def _change(self, record: BuildRecord, **changes: Any) -> BuildRecord:
+        changed = replace(record, generation=record.generation + 1, **changes)
+        _write(self._path(record.ref) / "record.json", asdict(changed))
+        return changed
 
     def collect(self) -> list[str]:
         """Remove what is beyond both bounds: the newest are kept by number, and those younger than the age. Gives what went."""
         oldest = self.clock() - int(self._max_age_s * 1e9)
         loose = [record for record in self.records() if record.status != RUNNING and not record.pinned]
-        doomed = [record.ref for record in loose[self._max_entries :] if (record.completed or record.started) < oldest]
-        for ref in doomed:
-            self._delete(ref)
-        return doomed
+        doomed = [record for record in loose[self._max_entries :] if (record.completed or record.started) < oldest]
+        for record in doomed:
+            self._delete(record.ref)
+            if self.on_removed is not None:
+                self.on_removed(record)
+        self._sweep()
+        return [record.ref for record in doomed]
+
+    def _sweep(self) -> None:
+        """Remove what processes that died left of removals and imports."""
+        for entry in os.scandir(self.directory) if self.directory.is_dir() else ():
+            if entry.name.startswith(".rm-") or (entry.name.startswith(".import-") and not _lives(entry.name.rpartition("-")[2])):
+                shutil.rmtree(entry.path, ignore_errors=True)
 
     # On their way
 
@@ -200,6 +221,9 @@ class History:
                     path = self._path(record.ref) / member
                     if path.exists():
                         tar.add(path, arcname=f"{record.ref}/{member}", filter=_plain)
+                for one in record.attachments:
+                    if (found := self.attachment(record.ref, one.digest)) is not None:
+                        tar.add(found, arcname=f"{record.ref}/blobs/{found.name}", filter=_plain)
 
     def import_(self, source: BinaryIO) -> list[str]:
         """Take over what `export` wrote; a build that is here already is left as it is. Raises UsageError for what is none."""
@@ -208,7 +232,8 @@ class History:
             with tarfile.open(fileobj=source, mode="r:*") as tar:
                 for member in tar:
                     ref, _, name = member.name.partition("/")
-                    if name not in _MEMBERS or not _REF.match(ref) or not member.isfile():
+                    known = name in _MEMBERS or _BLOB.match(name)
+                    if not known or not _REF.match(ref) or not member.isfile():
                         raise UsageError(f"not a build history: unexpected {member.name!r}")
                     if ref not in taken:
                         if self._path(ref).exists():
@@ -217,6 +242,9 @@ class History:
                         shutil.rmtree(taken[ref], ignore_errors=True)
                         taken[ref].mkdir(mode=0o700, parents=True)
                     content = tar.extractfile(member) or BytesIO()
+                    if name not in _MEMBERS:
+                        Attachments(taken[ref]).take(name.removeprefix("blobs/"), content)
+                        continue
                     with (taken[ref] / name).open("wb") as file:
                         shutil.copyfileobj(content, file)
             for ref, directory in taken.items():
@@ -224,6 +252,7 @@ class History:
                 if document is None or document.get("ref") != ref:
                     raise UsageError(f"not a build history: no record of {ref}")
                 os.rename(directory, self._path(ref))
+                point("history.imported")
         except (tarfile.TarError, EOFError) as err:
             raise UsageError(f"not a build history: {err}") from err
         finally:
@@ -247,34 +276,60 @@ class History:
             document = _read(directory / "start.json")
             if document is None:
                 return None
-            document["status"] = RUNNING if _locked(directory / "start.json") else INTERRUPTED
-        return _record(document)
+            if _locked(directory / "start.json"):
+                document["status"] = RUNNING
+            elif (again := _read(directory / "record.json")) is not None:  # it ended as we looked
+                document = again
+            else:
+                document |= {"status": INTERRUPTED, "completed": _last_change(directory), "error": _INTERRUPTED, "code": 2}
+        return load_record(document)
 
     def _delete(self, ref: str) -> None:
         doomed = self.directory / f".rm-{ref}"
         with contextlib.suppress(FileNotFoundError):
             os.rename(self._path(ref), doomed)
+            point("history.removing")
         shutil.rmtree(doomed, ignore_errors=True)
+        point("history.removed")
 
 
 class Recording:
     """One build being recorded. A Reporter; `end` it."""
 
-    def __init__(self, history: History, directory: Path, record: BuildRecord, reporter: Reporter) -> None:
+    def __init__(self, history: History, directory: Path, record: BuildRecord, reporter: Reporter, *, events: bool) -> None:
         self._history = history
         self._directory = directory
-        self._record = record
-        self._reporter = reporter
+        self.record = record
+        self.reporter = reporter
         self._lock = threading.Lock()
         self._vertices: dict[str, Vertex] = {}
         self._warnings = 0
         self._steps: tuple[Explanation, ...] = ()
         self._provenance: Mapping[str, Any] = {}
         self._held = _write(directory / "start.json", asdict(record), hold=True)
-        self._events: BinaryIO | None = (directory / "events.jsonl").open("ab")
+        self._events: BinaryIO | None = (directory / "events.jsonl").open("ab") if events else None
+        self._attachments: list[Attachment] = []
+        point("history.begun")
+
+    @property
+    def log(self) -> Path:
+        """Where whoever keeps the log writes it."""
+        return self._directory / "log"
+
+    def attach(self, media_type: str, data: bytes, annotations: Mapping[str, str] | None = None) -> Attachment:
+        """Keep something with the record. Raises OSError."""
+        made = Attachments(self._directory).put(media_type, data, annotations)
+        self._attachments.append(made)
+        return made
+
+    def attach_log(self, media_type: str) -> Attachment:
+        """Keep what was written to `log`. Raises OSError."""
+        made = Attachments(self._directory).adopt(media_type, self.log)
+        self._attachments.append(made)
+        return made
 
     def emit(self, event: Event, /) -> None:
-        self._reporter.emit(event)
+        self.reporter.emit(event)
         with self._lock:
             if isinstance(event, Vertex):
                 self._vertices[event.digest] = event
@@ -284,6 +339,7 @@ class Recording:
                 return
             try:
                 self._events.write(dump(event) + b"\n")
+                point("history.logged")
             except (OSError, ValueError):  # a full disk must not end the build that filled it: the log ends here
                 self._events = None
 
@@ -292,8 +348,9 @@ class Recording:
         self._steps = tuple(steps)
         self._provenance = provenance
 
-    def end(self, result: SolveResult | None, error: BaseException | None) -> None:
-        """Write how it ended. Never raises: a build is not to fail because it cannot be remembered."""
+    def end(self, result: SolveResult | None, error: BaseException | None, *, code: int = 0, text: str = "") -> bool:
+        """Write how it ended; `code` and `text` are what was answered in place of the error. False if it cannot be written:
+        a build is not to fail because it cannot be remembered."""
         from asyncio import CancelledError
 
         from chantier.errors import CancelledError_
@@ -302,11 +359,15 @@ class Recording:
         completed = self._history.clock()
         vertices = [vertex for vertex in self._vertices.values() if vertex.started or vertex.cached]
         made = dict(result.provenance) if result is not None else {}
-        document = asdict(self._record) | {
+        document = asdict(self.record) | {
             "status": status,
             "completed": completed,
             "response": dict(result.response) if result is not None else {},
-            "error": "" if error is None else str(error) or type(error).__name__,
+            "error": "" if error is None else text or str(error) or type(error).__name__,
+            "code": code,
+            "metadata": _texts(result.metadata) if result is not None else {},
+            "results": _descriptors(result.answers) if result is not None else {},
+            "attachments": [asdict(one) for one in self._attachments],
             "total": len(self._vertices),
             "done": sum(1 for vertex in vertices if vertex.completed),
             "cached": sum(1 for vertex in vertices if vertex.cached),
@@ -321,12 +382,14 @@ class Recording:
                 if events is not None:
                     events.close()
                 _write(self._directory / "record.json", document)
+                written = True
             except OSError:
-                pass  # it will be shown as interrupted
+                written = False  # it will be shown as interrupted
             finally:
                 os.close(self._held)
         with contextlib.suppress(ChantierError, OSError):
             self._history.collect()
+        return written
 
 
 def _step(found: Explanation) -> StepRecord:
@@ -340,22 +403,6 @@ def _step(found: Explanation) -> StepRecord:
     )
 
 
-def _record(document: Mapping[str, Any]) -> BuildRecord | None:
-    known = {one.name for one in fields(BuildRecord)}
-    values = {key: value for key, value in document.items() if key in known}
-    try:
-        for key in ("exporters", "cache_imports", "cache_exports"):
-            values[key] = tuple((kind, attrs) for kind, attrs in values.get(key, ()))
-        steps = {one.name for one in fields(StepRecord)}
-        values["steps"] = tuple(
-            StepRecord(**({k: v for k, v in step.items() if k in steps} | {"differences": tuple(step.get("differences", ()))}))
-            for step in values.get("steps", ())
-        )
-        return BuildRecord(**values)
-    except (TypeError, ValueError):  # written by another version
-        return None
-
-
 def _write(path: Path, document: Mapping[str, Any], *, hold: bool = False) -> int:
     """Whole or not at all; with `hold` the file stays open and locked, and its descriptor is given."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -367,7 +414,9 @@ def _write(path: Path, document: Mapping[str, Any], *, hold: bool = False) -> in
         while data:
             data = data[os.write(fd, data) :]
         os.fsync(fd)
+        point("history.writing")
         os.rename(part, path)
+        point("history.written")
     except BaseException:
         os.close(fd)
         part.unlink(missing_ok=True)
@@ -385,6 +434,33 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def _last_change(directory: Path) -> int:
+    """When a build that was interrupted last said anything, in nanoseconds since the epoch."""
+    times = []
+    for name in ("start.json", "events.jsonl", "log"):
+        with contextlib.suppress(FileNotFoundError):
+            times.append((directory / name).stat().st_mtime_ns)
+    return max(times, default=0)
+
+
+def _texts(metadata: Mapping[str, bytes]) -> dict[str, str]:
+    found = {}
+    for key, value in metadata.items():
+        with contextlib.suppress(UnicodeDecodeError):
+            found[key] = value.decode()
+    return found
+
+
+def _descriptors(answers: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Of the images that were exported, by the number of the exporter, in OCI's JSON."""
+    key = "containerimage.descriptor"
+    return {str(number): json.loads(b64decode(answer[key])) for number, answer in enumerate(answers) if key in answer}
+
+
+def _lives(pid: str) -> bool:
+    return pid.isdecimal() and Path("/proc", pid).exists()
 
 
 def _locked(path: Path) -> bool:

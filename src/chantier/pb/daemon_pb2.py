@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from chantier.pb import control_pb2 as chantier_dot_pb_dot_control__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63hantier/pb/daemon.proto\x12\x0b\x63hantier.v1\x1a\x19\x63hantier/pb/control.proto\"\x0f\n\rStatusRequest2N\n\x06\x44\x61\x65mon\x12\x44\n\x06Status\x12\x1a.chantier.v1.StatusRequest\x1a\x1e.moby.buildkit.v1.BytesMessageb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63hantier/pb/daemon.proto\x12\x0b\x63hantier.v1\x1a\x19\x63hantier/pb/control.proto\"\x0f\n\rStatusRequest\"\x1c\n\rRecordRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t2\x94\x01\n\x06\x44\x61\x65mon\x12\x44\n\x06Status\x12\x1a.chantier.v1.StatusRequest\x1a\x1e.moby.buildkit.v1.BytesMessage\x12\x44\n\x06Record\x12\x1a.chantier.v1.RecordRequest\x1a\x1e.moby.buildkit.v1.BytesMessageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATUSREQUEST']._serialized_start=68
   _globals['_STATUSREQUEST']._serialized_end=83
-  _globals['_DAEMON']._serialized_start=85
-  _globals['_DAEMON']._serialized_end=163
+  _globals['_RECORDREQUEST']._serialized_start=85
+  _globals['_RECORDREQUEST']._serialized_end=113
+  _globals['_DAEMON']._serialized_start=116
+  _globals['_DAEMON']._serialized_end=264
 # @@protoc_insertion_point(module_scope)
