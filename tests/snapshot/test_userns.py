@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,18 +58,42 @@ with tempfile.TemporaryDirectory() as name:
     result["diff"] = tarfile.open(fileobj=io.BytesIO(out.getvalue())).getnames()
     try:
         unpack(tar("foreign"), overlay.upper("c"))
+        result["owner"] = os.lstat(overlay.upper("c") / "foreign").st_uid
     except ChantierError as err:
         result["hint"] = err.hint
     print(json.dumps(result))
 """
 
 
-def test_inside_a_user_namespace() -> None:
-    command = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", _INSIDE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
-    result = json.loads(done.stdout)
+def inside(count: int) -> dict[str, Any]:
+    """What _INSIDE tells in a namespace of the first `count` ids."""
+    waiting = 'echo ready; read mapped; exec "$0" -c "$1"'
+    with subprocess.Popen(
+        ["unshare", "--user", "--mount", "sh", "-c", waiting, sys.executable, _INSIDE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{process.pid}/{name}").write_text(f"0 0 {count}\n")
+        out, err = process.communicate("go\n", 60)
+    assert err == ""
+    result: dict[str, Any] = json.loads(out)
     assert result["inside"]
     assert result["tree"] == ["d", "d/new"]
     assert result["diff"] == ["d", "d/.wh.new", "d/q"]
+    return result
+
+
+def test_one_id() -> None:
+    result = inside(1)
+    assert result["owner"] == 0  # who else could it be: see docs/adr/0008
+
+
+def test_an_owner_outside_of_the_ids() -> None:
+    result = inside(100)
+    assert "owner" not in result
     assert "/etc/subuid" in result["hint"]
