@@ -13,9 +13,10 @@ Three names to know: `main`, `Daemon`, `Settings`.
     flags.py     buildkitd's flags onto a Config       gateway.py   …frontend.LLBBridge, for one build
     listen.py    unix, tcp, fd:// sockets              containers.py  containers that a client runs
     daemon.py    what lives as long as the process     content.py   read-only Content
-    builds.py    the table of running builds           extras.py    health, reflection, traces, our own status
+    builds.py    the table of running builds           extras.py    our own status
     progress.py  events to a file that is followed     history.py   what was built
     workers.py   what is said of the worker            watch.py     stalls; changed config files
+    traces.py    spans of clients, to a collector
 """
 
 from __future__ import annotations

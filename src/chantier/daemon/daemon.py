@@ -28,10 +28,11 @@ from .clip import LogLimits
 from .content import Content
 from .control import Control
 from .errors import build_status
-from .extras import own, traces
+from .extras import own
 from .frontend_image import FrontendImages
 from .history import History
 from .reload import changes_that_need_a_restart
+from .traces import Traces
 
 if TYPE_CHECKING:
     import ssl
@@ -66,13 +67,14 @@ class Daemon:
         self._lock = -1
         self._tls: ssl.SSLContext | None = None
         self.health = Health()
+        self.traces = Traces(settings.env)
         self._server = Server(
             [
                 Control(self).service(),
                 Bridge(self).service(),
                 Content(self).service(),
                 self.health.service(),
-                traces(),
+                self.traces.service(),
                 own(self),
             ],
             keepalive=_KEEPALIVE,
@@ -197,6 +199,7 @@ class Daemon:
             await asyncio.gather(self._opening, return_exceptions=True)
         if self.is_open:
             await self.opened_engine.__aexit__(None, None, None)
+        await self.traces.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

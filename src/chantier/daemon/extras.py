@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Services beside BuildKit's own: traces (taken and dropped), and what `chantier daemon status` asks."""
+"""A service beside BuildKit's own: what `chantier daemon status` asks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from chantier import __version__
-from chantier.pb import control_pb2, daemon_pb2, trace_pb2
+from chantier.pb import control_pb2, daemon_pb2
 from chantier.progress import now
 from chantier.wire import ServerCall, Service
 
@@ -18,17 +18,7 @@ if TYPE_CHECKING:
     from .builds import Running
     from .daemon import Daemon
 
-TRACE_NAME = "opentelemetry.proto.collector.trace.v1.TraceService"
 STATUS_NAME = "chantier.v1.Daemon"
-
-
-def traces() -> Service:
-    """Clients send their spans when they end; nothing is made of them here."""
-
-    async def export(request: trace_pb2.ExportTraceServiceRequest, call: ServerCall) -> trace_pb2.ExportTraceServiceResponse:
-        return trace_pb2.ExportTraceServiceResponse()
-
-    return Service(TRACE_NAME, {"Export": export})
 
 
 def own(daemon: Daemon) -> Service:
@@ -100,4 +90,4 @@ def _build(build: Running) -> dict[str, Any]:
     }
 
 
-__all__ = ["STATUS_NAME", "TRACE_NAME", "own", "report", "traces"]
+__all__ = ["STATUS_NAME", "own", "report"]

@@ -34,7 +34,7 @@ _IGNORED = {
     "containerd-cni-binary-dir": "",
     "containerd-cni-pool-size": "",
     "containerd-max-parallelism": "",
-    "otel-socket-path": "traces are taken on the daemon's own socket, not forwarded",
+    "otel-socket-path": "traces are taken on the daemon's own socket",
     "oci-worker-proxy-snapshotter-path": "there are no proxy snapshotters here",
 }
 
