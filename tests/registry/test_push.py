@@ -195,3 +195,20 @@ def test_token_that_expires_during_a_push(client: Make) -> None:
         descriptor = Descriptor(media_type=OCI_LAYER_TAR, digest=digest_of(other), size=1000)
         registry.push_blob(ref(fake), descriptor, lambda: BytesIO(other))
         assert fake.repository("app").blobs[descriptor.digest] == other
+
+
+@pytest.mark.parametrize("times", [2, -1])
+def test_a_blob_that_was_there_is_unknown_for_a_moment(fake: FakeRegistry, client: Make, times: int) -> None:
+    """docker-registry 2 answers so while it links the blob for somebody else."""
+    registry = client()
+    push(registry, fake)
+    body = b'{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry"}]}'
+    fake.fail("status", method="PUT", path="/manifests/", status=400, body=body, times=times)
+    manifest = b'{"schemaVersion":2,"layers":[]}'
+    if times > 0:
+        registry.push_manifest(ref(fake), manifest, OCI_MANIFEST)
+        assert fake.repository("app").manifests[digest_of(manifest)]
+    else:
+        with pytest.raises(RegistryError, match=r"400 Bad Request.*blob unknown"):
+            registry.push_manifest(ref(fake), manifest, OCI_MANIFEST)
+    assert len([r for r in fake.seen("PUT") if "/manifests/" in r.path]) == (3 if times > 0 else 4)

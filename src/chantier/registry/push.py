@@ -25,6 +25,7 @@ _OCTETS = "application/octet-stream"
 _WANTS_CHUNKS = frozenset([404, 405, 411, 413, 415, 416, 501])
 """Answers to one PUT of the whole blob after which the same blob is tried in chunks: registries that know no monolithic
 upload, and proxies that bound the size of a body."""
+_MANIFEST_TRIES = 4
 _CHUNK_BYTES = 16 << 20
 _LEAST_CHUNK_BYTES = 1 << 20
 _RANGE = re.compile(r"(?:bytes=)?(\d+)-(\d+)\Z")
@@ -87,12 +88,20 @@ class Pusher:
             if response.status == 200 and response.headers.get("docker-content-digest") == digest:
                 return digest
         request = replace(self._request("PUT", path, content_type=media_type), body=bytes_body(data), length=len(data))
-        with self._call(request) as response:
-            if response.status not in (200, 201, 202):
-                raise self._refused(request, response)
-            if (got := response.headers.get("docker-content-digest")) and got != digest:
-                raise IntegrityError(f"{self._host.name} stored manifest {digest} of {self._ref.name} as {got}")
-        return digest
+        for attempt in range(1, _MANIFEST_TRIES + 1):
+            with self._call(request) as response:
+                if response.status in (200, 201, 202):
+                    if (got := response.headers.get("docker-content-digest")) and got != digest:
+                        raise IntegrityError(f"{self._host.name} stored manifest {digest} of {self._ref.name} as {got}")
+                    return digest
+                refused = self._refused(request, response)
+            # What the manifest names was seen there a moment ago. A registry may miss it while it takes the same blob from
+            # somebody else (docker-registry 2 writes links in place), or where its parts hear of it one after another.
+            if attempt == _MANIFEST_TRIES or "blob_unknown" not in refused.brief.lower():
+                raise refused
+            self._caller.trace.debug("transient registry error, retrying", {"attempt": attempt, "error": refused.brief})
+            wait(self._caller.policy.delay_s(attempt, None, alive=True) or 0, self._cancelled)
+        raise AssertionError("unreachable")
 
     def _upload(self, descriptor: Descriptor, open: Body, mount_from: Sequence[str], on_bytes: OnBytes, *, chunks: bool) -> str:
         post: _Upload | None = None
