@@ -86,6 +86,8 @@ class Db:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA foreign_keys=ON")
+            # Each thread's connection has a page cache: 2 MB of it by default, and a daemon has dozens. The kernel's is enough.
+            connection.execute("PRAGMA cache_size=-256")
         with self._lock:
             self._connections.add(connection)
         return connection
