@@ -61,6 +61,12 @@ def test_bytes_that_are_no_text_stay() -> None:
     assert to_text(parse(data)) == data
 
 
+@pytest.mark.parametrize("escape", ["\\", "`"])
+def test_a_destination_that_is_an_escape_token_before_a_heredoc(escape: str) -> None:
+    text = f"# escape={escape}\nFROM a\nADD --link : <<E {escape}\u00a0\nx\nE\n"
+    check_round_trip(parse(text.encode()))
+
+
 def test_a_line_longer_than_a_line_may_be_is_cut() -> None:
     words = " \\\n".join("w#" * 10 + str(i) for i in range(MAX_LINE // 10))
     program = parse(f"FROM a\nRUN {words}\n".encode())

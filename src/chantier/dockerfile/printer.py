@@ -80,7 +80,7 @@ class _Printer:
         """Comments, the instruction (in parts where it is longer than a line may be), its heredocs."""
         of = self._of
         line, bodies = self._line()
-        return [*(f"# {comment}" for comment in of.comments), *self._parts(line), *bodies]
+        return [*(f"# {comment}" for comment in of.comments), *self._parts(line, last=self._last and not bodies), *bodies]
 
     def _line(self) -> tuple[str, list[str]]:
         of = self._of
@@ -141,10 +141,10 @@ class _Printer:
                 return head + written
         raise UsageError(f"no word opens a heredoc that ends at {name!r}")
 
-    def _parts(self, line: str) -> Iterator[str]:
+    def _parts(self, line: str, *, last: bool) -> Iterator[str]:
         """Physical lines that join to `line`. Parts never begin as a comment or blank, nor end in an escape token."""
         if _ends_open(line, self._escape):
-            line += f" {self._escape}" if self._last and line.endswith(self._escape) else self._escape if self._last else _SOFT
+            line += _SOFT if not last else f" {self._escape}" if line.endswith(self._escape) else self._escape
         while len(line.encode(errors="surrogateescape")) > MAX_LINE:
             at = _CHUNK
             while at > 1 and (line[at - 1] == self._escape or line[at:].lstrip(SPACE)[:1] in ("", "#", self._escape)):
