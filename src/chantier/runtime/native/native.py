@@ -68,8 +68,7 @@ class Native:
         self._helper = helper
         self._cgroups = cgroups
         self._running: dict[str, _Running] = {}
-        self._opened: tuple[Server, Hierarchy] | None = None
-        self._opening: asyncio.Lock | None = None
+        self._opening: asyncio.Future[tuple[Server, Hierarchy]] | None = None
         self._lost_ids: tuple[int, ...] = ()
 
     def find(self) -> Helper:
@@ -115,7 +114,12 @@ class Native:
 
     async def _own_groups(self, hierarchy: Hierarchy, running: _Running) -> Groups:
         self.places.new(running.container.id)  # what `recover` looks for if we are killed
-        return await asyncio.to_thread(hierarchy.make, running.spec)
+        making = asyncio.ensure_future(asyncio.to_thread(hierarchy.make, running.spec))
+        cancelled = await _ended(making)
+        running.groups = making.result()  # known even if we are cancelled: they have to be removed
+        if cancelled:
+            raise asyncio.CancelledError
+        return running.groups
 
     def _remove_groups(self, running: _Running) -> None:
         running.groups.remove()  # which the monitor has done, unless it was killed
@@ -193,9 +197,10 @@ class Native:
         for running in tuple(self._running.values()):
             running.sandbox.kill()
             await asyncio.wait((running.sandbox.closed,))
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            for part in opened:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            await asyncio.wait((opening,))
+            for part in opening.result() if opening.exception() is None else ():
                 await asyncio.to_thread(part.close)
         await asyncio.to_thread(self.places.close)
 
@@ -209,13 +214,10 @@ class Native:
         )
 
     async def _ready(self) -> tuple[Server, Hierarchy]:
-        """The helper's server and the cgroups, made at first use."""
-        if self._opening is None:
-            self._opening = asyncio.Lock()
-        async with self._opening:
-            if self._opened is None:
-                self._opened = await asyncio.to_thread(self._open)
-            return self._opened
+        """The helper's server and the cgroups, made at first use: to the end, even if who asked first is cancelled."""
+        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
+            self._opening = asyncio.ensure_future(asyncio.to_thread(self._open))
+        return await asyncio.shield(self._opening)
 
     def _open(self) -> tuple[Server, Hierarchy]:
         helper = self.find()
@@ -238,15 +240,21 @@ class Native:
             raise
 
 
-async def _unbroken(starting: Any, sandbox: Sandbox) -> None:
-    """Await the start to its end even if we are cancelled meanwhile; then what was started is killed first."""
-    task = asyncio.ensure_future(starting)
+async def _ended(task: asyncio.Future[Any]) -> bool:
+    """Wait for the end of something that leaves what has to be undone; whether we were cancelled meanwhile."""
     cancelled = False
     while not task.done():
         try:
             await asyncio.wait((task,))
         except asyncio.CancelledError:
             cancelled = True
+    return cancelled
+
+
+async def _unbroken(starting: Any, sandbox: Sandbox) -> None:
+    """Await the start to its end even if we are cancelled meanwhile; then what was started is killed first."""
+    task = asyncio.ensure_future(starting)
+    cancelled = await _ended(task)
     task.result()
     if cancelled:
         sandbox.kill()

@@ -8,6 +8,7 @@ and the next one gets a new server.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -31,24 +32,31 @@ class Server:
         self._hierarchy = hierarchy
         self._socket: socket.socket | None = None
         self._pid = 0
+        self._changing = asyncio.Lock()  # held while it is started or ended: steps that begin together share one
 
     async def ask(self, fds: list[int]) -> None:
         """Have a monitor forked that gets these descriptors. Raises UnsupportedError if there can be no helper."""
         for _ in range(2):
-            if self._socket is None:
-                await asyncio.to_thread(self._start)
+            async with self._changing:
+                if self._socket is None:
+                    await asyncio.to_thread(self._start)
+                asked = self._socket
+            assert asked is not None
             try:
-                await self._send(fds)
+                await self._send(asked, fds)
                 return
-            except ConnectionError:  # it was killed: once more, with a new one
-                await asyncio.to_thread(self.close)
+            except OSError as err:  # it was killed, and may be closed by now: once more, with a new one
+                if not isinstance(err, ConnectionError) and err.errno != errno.EBADF:
+                    raise
+                async with self._changing:
+                    if self._socket is asked:
+                        await asyncio.to_thread(self.close)
         raise UnsupportedError("the sandbox helper ends as soon as it is started")
 
-    async def _send(self, fds: list[int]) -> None:
-        assert self._socket is not None
+    async def _send(self, asked: socket.socket, fds: list[int]) -> None:
         while True:
             try:
-                socket.send_fds(self._socket, [b"C"], fds)
+                socket.send_fds(asked, [b"C"], fds)
                 return
             except BlockingIOError:  # many are being started at this moment
                 await asyncio.sleep(_FULL_S)
