@@ -225,6 +225,25 @@ def test_ignore_cache_runs_and_its_keys_find_nothing_stale() -> None:
     assert runs(*normal) == [0, 0, 0, 0]
 
 
+def test_what_stands_on_a_step_that_was_run_anew_is_run_anew_to_the_end() -> None:
+    world = World()
+
+    def graph(value: int, ignore: bool) -> list[Node]:
+        nodes = [world.node("base", value=value, ignore_cache=ignore)]
+        for name in ("first", "second", "third"):
+            nodes.append(world.node(name, nodes[-1]))
+        return nodes
+
+    world.build(graph(1, ignore=False)[0])
+    assert world.build(graph(1, ignore=False)[-1]).values == [4]
+    other = graph(5, ignore=True)
+    assert world.build(other[-1]).values == [8]  # not what the second step had made of the first's old result
+    assert runs(*other) == [1, 1, 1, 1]
+    normal = graph(0, ignore=False)
+    assert world.build(normal[-1]).values == [8]
+    assert runs(*normal) == [0, 0, 0, 0]
+
+
 def test_outputs_are_kept_apart() -> None:
     world = World()
 

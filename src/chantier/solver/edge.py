@@ -420,6 +420,9 @@ class ActiveEdge:
         except (asyncio.CancelledError, CancelledError_):
             solver.index.disown(self)
             raise
+        # Made of a result that its keys did not tell: the key that it is kept under led to another result until now, and what is
+        # known by that key is of that one.
+        self.opaque = self.opaque or any(probe.edge.opaque for probe in self.probes)
         outputs = vertex.outputs or ()
         if self.index >= len(outputs):
             raise vertex.failed(ChantierError(f"{vertex.name} has {len(outputs)} outputs, output {self.index} was asked for"))
