@@ -88,7 +88,7 @@ class Front:
     def log(self, least: int = 0) -> list[tuple[str, str]]:
         """(method, status) of every request since the last call; nginx writes a line some time after its answer."""
         path = self.folder / "access.log"
-        end = time.monotonic() + (3 if least else 0.1)
+        end = time.monotonic() + (20 if least else 0.1)
         while time.monotonic() < end and (not least or len(path.read_text().splitlines()) < least):
             time.sleep(0.01)
         lines = path.read_text().splitlines()
