@@ -128,7 +128,7 @@ class TestEnds:
             ready = asyncio.Event()
             running = asyncio.create_task(runtime.run(what, output=lambda *_: ready.set()))
             await ready.wait()
-            assert len(processes_with(mark)) >= 9
+            assert eventually(lambda: len(processes_with(mark)) >= 9, 10)
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running

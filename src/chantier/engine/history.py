@@ -49,6 +49,7 @@ from chantier.solver import Explanation
 
 from .attachments import Attachments
 from .events import dump, load
+from .outlines import Outlines
 from .request import SolveRequest, SolveResult
 from .secrecy import open_attrs
 
@@ -71,6 +72,7 @@ class History:
         self.clock = clock
         self.read_log: Callable[[Path], Iterator[Event]] | None = None  # how to read logs in the form of LOG_TYPE
         self.on_removed: Callable[[BuildRecord], None] | None = None  # by age and number; from any thread
+        self._outlines = Outlines(self.directory, self._load)
         self.bound(max_age_s=max_age_s, max_entries=max_entries)
 
     def bound(self, *, max_age_s: float, max_entries: int) -> None:
@@ -193,14 +195,16 @@ class History:
     def collect(self) -> list[str]:
         """Remove what is beyond both bounds: the newest are kept by number, and those younger than the age. Gives what went."""
         oldest = self.clock() - int(self._max_age_s * 1e9)
-        loose = [record for record in self.records() if record.status != RUNNING and not record.pinned]
-        doomed = [record for record in loose[self._max_entries :] if (record.completed or record.started) < oldest]
-        for record in doomed:
-            self._delete(record.ref)
-            if self.on_removed is not None:
+        loose = [one for one in self._outlines.of_ended(self.refs()) if not one.pinned]
+        loose.sort(key=lambda one: (-one.started, one.ref))
+        doomed = [one.ref for one in loose[self._max_entries :] if one.ended < oldest]
+        for ref in doomed:
+            record = self._load(ref)
+            self._delete(ref)
+            if self.on_removed is not None and record is not None:
                 self.on_removed(record)
         self._sweep()
-        return [record.ref for record in doomed]
+        return doomed
 
     def _sweep(self) -> None:
         """Remove what processes that died left of removals and imports."""
