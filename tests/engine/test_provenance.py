@@ -18,7 +18,7 @@ from chantier.engine.materials import ImageSource, Materials, materials_of
 from chantier.engine.provenance import Facts, ProvenanceOptions, predicate, with_graph
 from chantier.engine.secrecy import open_predicate
 from chantier.errors import ConfigError, UsageError
-from chantier.llb import git, http, image, local, scratch
+from chantier.llb import git, http, image, image_blob, local, oci_layout_blob, scratch
 from chantier.llb.definition import load
 from chantier.llb.run import Mount, Secret, Ssh
 from chantier.spec import Platform, Reference
@@ -29,9 +29,9 @@ HOST = Platform("linux", "amd64")
 
 def pins(graph: Any) -> dict[str, Any]:
     """Sources as they are once they know what they found."""
-    found = {"docker-image": DIGEST, "https": "sha256:" + "cd" * 32, "git": "e" * 40, "local": ""}
+    found = {"docker-image": DIGEST, "https": "sha256:" + "cd" * 32, "git": "e" * 40}
     return {
-        digest: SimpleNamespace(op=SimpleNamespace(pin=found[vertex.op.source.identifier.partition("://")[0]]))
+        digest: SimpleNamespace(op=SimpleNamespace(pin=found.get(vertex.op.source.identifier.partition("://")[0], "")))
         for digest, vertex in graph.vertices.items()
         if vertex.op.WhichOneof("op") == "source"
     }
@@ -40,6 +40,16 @@ def pins(graph: Any) -> dict[str, Any]:
 def materials(state: Any) -> Materials:
     graph = load(state.marshal(HOST))
     return materials_of(graph.vertices.values(), pins(graph))
+
+
+def test_single_blobs_are_materials() -> None:
+    blob = image_blob(f"reg.test/me/blobs@{DIGEST}")
+    found = materials(scratch().copy(blob, "/", "/a").copy(oci_layout_blob(f"not/real@{DIGEST}", store="s"), "/", "/b"))
+    assert found.listed() == [
+        {"uri": f"pkg:oci/not/real?digest={DIGEST}&ref_type=blob", "digest": {"sha256": "ab" * 32}},
+        {"uri": f"pkg:docker/reg.test/me/blobs?digest={DIGEST}&ref_type=blob", "digest": {"sha256": "ab" * 32}},
+    ]
+    assert found.complete
 
 
 def test_sources_with_what_they_were_pinned_to() -> None:

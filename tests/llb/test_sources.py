@@ -101,6 +101,11 @@ def test_oci_layouts_and_blobs() -> None:
         {"oci.session": "s", "oci.store": "t"},
     )
     assert source(llb.image_blob(ref, filename="f"))[0] == "docker-image+blob://docker.io/library/" + ref
+    identifier, attrs, caps, platform = source(llb.oci_layout_blob(ref, session="s", store="t", mode=0o600))
+    assert identifier == "oci-layout+blob://docker.io/library/" + ref
+    assert attrs == {"http.perm": "0600", "oci.session": "s", "oci.store": "t"}
+    assert caps == {"source.imageblob"}
+    assert not platform
     with pytest.raises(UsageError, match="tagged image reference not allowed"):
         llb.image_blob("x:1@sha256:" + "a" * 64)
 

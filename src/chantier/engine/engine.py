@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     RunFrontendImage = Callable[["EngineBridge", str, Mapping[str, str], Mapping[str, pb.Definition]], Awaitable[FrontendResult]]
 
-_WITHOUT = frozenset({caps.SOURCE_IMAGE_BLOB, caps.SOURCE_GIT_BUNDLE, caps.SOURCE_GIT_CHECKOUT_BUNDLE})
+_WITHOUT = frozenset({caps.SOURCE_GIT_BUNDLE, caps.SOURCE_GIT_CHECKOUT_BUNDLE})
 """What graphs can say and this engine cannot do: a client that asks for it is told before anything is built."""
 
 
@@ -139,6 +139,7 @@ class Engine:
                 platform=self.platforms[0],
                 parallelism=self.config.worker_oci.max_parallelism,
                 registries=self.registries,
+                registry_for=self.registry_for,
             )
             self.ceiling = Ceiling(self._root, self.cache, self.config.chantier.max_bytes.of(self._root.disk().total))
             self.worker.room = self.ceiling.enter_step

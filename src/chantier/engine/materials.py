@@ -6,7 +6,7 @@ It is read off the graph of a reference while the build's job lives: sources kno
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +34,29 @@ class ImageSource:
         return f"{self.ref.name}:{self.ref.tag or 'latest'}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class BlobSource:
+    """A single blob; `local`: of an OCI layout. `bundle` is the address of the repository whose git bundle it is."""
+
+    name: str
+    digest: str
+    local: bool
+    bundle: str = ""
+
+    def described(self) -> dict[str, Any]:
+        ref = Reference.parse(self.name).with_digest(self.digest)
+        kind = "oci" if self.local else "docker"
+        if self.bundle:
+            return _described(package_url(ref, kind=kind, ref_type="bundle", vcs_url=self.bundle), self.digest)
+        return _described(package_url(ref, kind=kind, ref_type="blob"), self.digest)
+
+
 @dataclass(kw_only=True)
 class Materials:
     """Collected by `add` and `merge`; every kind is listed by name. Ids of secrets and agents come with whether they are optional."""
 
     images: list[ImageSource] = field(default_factory=list)
+    blobs: set[BlobSource] = field(default_factory=set)
     git: dict[str, str] = field(default_factory=dict)  # address with its ref -> commit
     http: dict[str, str] = field(default_factory=dict)  # address -> digest
     locals: set[str] = field(default_factory=set)
@@ -65,6 +83,7 @@ class Materials:
     def merge(self, other: Materials) -> None:
         for image in other.images:
             self.add_image(image)
+        self.blobs |= other.blobs
         self.git = {**other.git, **self.git}
         self.http = {**other.http, **self.http}
         self.locals |= other.locals
@@ -80,12 +99,19 @@ class Materials:
         return not self.incomplete and not self.locals
 
     def listed(self) -> list[dict[str, Any]]:
-        """Resource descriptors (SLSA v1, `resolvedDependencies`): images, git, web. Local files have no name for others."""
+        """Resource descriptors (SLSA v1, `resolvedDependencies`): images, blobs, git, web. Local files have no name for others."""
         return [
             *(_image(one) for one in sorted(self._named_images(), key=lambda one: str(one.ref))),
-            *({"uri": url, "digest": _commit(self.git[url])} for url in sorted(self.git)),
+            *(blob.described() for blob in sorted(self.blobs) if not blob.bundle),
+            *self._listed_git(),
             *(_described(url, self.http[url]) for url in sorted(self.http)),
         ]
+
+    def _listed_git(self) -> Iterator[dict[str, Any]]:
+        """A repository that was read from a bundle is followed by the bundle."""
+        for url in sorted(self.git):
+            yield {"uri": url, "digest": _commit(self.git[url])}
+            yield from (blob.described() for blob in sorted(self.blobs) if blob.bundle == url)
 
     def _named_images(self) -> list[ImageSource]:
         """Without those named by their digest whose name somebody also asked for: it says where the digest comes from."""
@@ -107,14 +133,27 @@ class Materials:
                 self.add_image(
                     ImageSource(ref=ref, platform=platform_of(vertex.op), digest=pin or ref.digest, local=scheme == "oci-layout")
                 )
+        elif scheme in ("docker-image+blob", "oci-layout+blob"):
+            self._add_blob(source.identifier)
         else:
             self.incomplete = True
+
+    def _add_blob(self, locator: str, bundle: str = "") -> None:
+        scheme, _, rest = locator.partition("://")
+        ref = parsed(rest)
+        if ref is None:
+            self.incomplete = True
+            return
+        self.blobs.add(BlobSource(name=ref.name, digest=ref.digest, local=scheme == "oci-layout+blob", bundle=bundle))
 
     def _add_git(self, source: pb.SourceOp, rest: str, pin: str) -> None:
         address, _, fragment = rest.partition("#")
         ref = fragment.partition(":")[0]
         remote = source.attrs.get("git.fullurl") or f"https://{address}"
-        self.git.setdefault(redacted(remote) + (f"#{ref}" if ref else ""), pin)
+        url = redacted(remote) + (f"#{ref}" if ref else "")
+        self.git.setdefault(url, pin)
+        if source.attrs.get("git.bundle"):
+            self._add_blob(source.attrs["git.bundle"], bundle=url)
         for name in ("git.authtokensecret", "git.authheadersecret"):
             if source.attrs.get(name):
                 _note(self.secrets, source.attrs[name], True)

@@ -36,7 +36,9 @@ class Ops:
             return LayoutOp(loaded, self._worker, self._layouts)
         if scheme in ("http", "https"):
             scheme = "http"
-        if scheme not in ("local", "git", "http"):
+        if scheme in ("docker-image+blob", "oci-layout+blob"):
+            scheme = "blob"
+        if scheme not in ("local", "git", "http", "blob"):
             raise UnsupportedError(f"unsupported source scheme {scheme}")
         return _make(scheme)(loaded, self._worker)
 
@@ -55,6 +57,7 @@ def _make(kind: str) -> Callable[[LoadedVertex, Worker], Op[Any]]:
         "local": ("local", "LocalOp"),
         "git": ("git", "GitOp"),
         "http": ("http", "HttpOp"),
+        "blob": ("blob", "BlobOp"),
     }[kind]
     made: Callable[[LoadedVertex, Worker], Op[Any]] = getattr(import_module(f"chantier.op.{module}"), name)
     return made

@@ -25,7 +25,7 @@ from .definition import (
 from .file import DOCKERFILE, BoundAction, Copying, FileAction, Owner, copy, mkdir, mkfile, rm, symlink
 from .git_url import GitRef, GitUrl
 from .run import DEFAULT_PATH, Device, Mount, Proxy, Secret, Ssh, Ulimit, bind, cache, tmpfs
-from .sources import GitSignature, git, http, image, image_blob, local, oci_layout, parse_list
+from .sources import GitSignature, git, http, image, image_blob, local, oci_layout, oci_layout_blob, parse_list
 from .state import Ran, State, deferred, from_definition, scratch
 from .vertex import range_to_pb
 
@@ -73,6 +73,7 @@ __all__ = [
     "mkdir",
     "mkfile",
     "oci_layout",
+    "oci_layout_blob",
     "parse_list",
     "platform_of",
     "platform_to_pb",

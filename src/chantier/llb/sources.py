@@ -256,18 +256,44 @@ def oci_layout(ref: str, *, session: str = "", store: str = "", layer_limit: int
 
 
 def image_blob(ref: str, *, filename: str = "", mode: int = 0, uid: int = 0, gid: int = 0, **how: Unpack[How]) -> State:
-    """One blob of a registry as a file; `ref` has a digest and no tag."""
+    """One blob of a registry as a file; `ref` has a digest and no tag. Without `filename` the file is named by its digest."""
+    return _blob("docker-image+blob", ref, _file_attrs(filename, mode, uid, gid), how)
+
+
+def oci_layout_blob(
+    ref: str,
+    *,
+    store: str,
+    session: str = "",
+    filename: str = "",
+    mode: int = 0,
+    uid: int = 0,
+    gid: int = 0,
+    **how: Unpack[How],
+) -> State:
+    """One blob of a content store of the client as a file; `ref` has a digest and no tag."""
+    attrs = _file_attrs(filename, mode, uid, gid)
+    attrs.put("oci.session", session)
+    attrs.put("oci.store", store)
+    return _blob("oci-layout+blob", ref, attrs, how)
+
+
+def _file_attrs(filename: str, mode: int, uid: int, gid: int) -> _Attrs:
     attrs = _Attrs(caps={cap.SOURCE_IMAGE_BLOB})
     attrs.put("http.filename", filename)
     attrs.put("http.perm", f"0{mode:o}" if mode else "")
     attrs.put("http.uid", str(uid) if uid else "")
     attrs.put("http.gid", str(gid) if gid else "")
+    return attrs
+
+
+def _blob(scheme: str, ref: str, attrs: _Attrs, how: How) -> State:
     parsed = Reference.parse(ref)
     if parsed.tag:
         raise UsageError("tagged image reference not allowed for blob reference")
     if not parsed.digest:
         raise UsageError("checksum required in blob reference")
-    return attrs.state(f"docker-image+blob://{parsed}", how)
+    return attrs.state(f"{scheme}://{parsed}", how)
 
 
 def _json(values: Sequence[str]) -> str:
@@ -298,5 +324,6 @@ __all__ = [
     "image_blob",
     "local",
     "oci_layout",
+    "oci_layout_blob",
     "parse_list",
 ]

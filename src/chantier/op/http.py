@@ -23,13 +23,11 @@ from urllib.parse import unquote, urlsplit
 from chantier.errors import (
     CancelledError_,
     ChantierError,
-    DiskFullError,
     FetchError,
     IntegrityError,
     NotFoundError,
     UsageError,
 )
-from chantier.kernel import write_all
 from chantier.llb.definition import LoadedVertex
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Silent, Step, Vertex
@@ -42,6 +40,7 @@ from chantier.spec import Digest, digest_of, dumps, new_id
 from chantier.values import dataclass
 
 from .image import source_key
+from .one_file import FileAttrs, FileResult, is_name
 from .resolved import recall, remember
 from .signature import verify_file
 from .trust import web_of
@@ -105,10 +104,10 @@ class HttpOp:
         elif source.signature:  # checked by every build, whatever is cached of it
             await self._fetched(job)
         key: dict[str, Any] = {
-            "Filename": source.filename,
-            "Perm": source.mode,
-            "UID": source.uid,
-            "GID": source.gid,
+            "Filename": source.file.name,
+            "Perm": source.file.mode,
+            "UID": source.file.uid,
+            "GID": source.file.gid,
             "Checksum": checksum,
         }
         if modified is not None:
@@ -184,12 +183,12 @@ class HttpOp:
                 continue
         if stream is None:
             raise NotFoundError(f"failed to load {self._source.url}: no client offers it")
-        store = _Store(self._worker, self._source, self._source.filename or id, job.step)
+        store = _store(self._worker, self._source, self._source.file.name or id, job.step)
         await self._worker.threaded(lambda _: store.open())
         try:
             async for chunk in stream:
                 await self._worker.threaded(lambda _, data=chunk: store.write(data))  # type: ignore[misc]
-            return await self._worker.threaded(lambda _: store.commit(etag="", modified=None))
+            return await self._worker.threaded(lambda _: _kept(store, self._source, etag="", modified=None))
         except BaseException:
             await self._worker.threaded(lambda _: store.abort())
             raise
@@ -250,10 +249,7 @@ class _Source:
         self.checksum = attrs.get("http.checksum", "")
         if self.checksum:
             Digest.parse(self.checksum)
-        self.filename = attrs.get("http.filename", "")
-        self.mode = _number(attrs.get("http.perm", ""), 8, "http.perm", 0o600)
-        self.uid = _number(attrs.get("http.uid", ""), 10, "http.uid", 0)
-        self.gid = _number(attrs.get("http.gid", ""), 10, "http.gid", 0)
+        self.file = FileAttrs.of(attrs)
         self.auth_secret = attrs.get("http.authheadersecret", "")
         self.headers = {name: attrs[f"http.header.{name}"] for name in _HEADER_ATTRS if f"http.header.{name}" in attrs}
         self.signature = attrs.get("http.sig.signature", "")
@@ -264,7 +260,8 @@ class _Source:
     @property
     def index(self) -> str:
         """Names all that a kept file must agree in. A digest of it, as a URL may hold secrets."""
-        made = [self.url, self.filename, self.mode, self.uid, self.gid, sorted(self.headers.items()), self.auth_secret]
+        file = self.file
+        made = [self.url, file.name, file.mode, file.uid, file.gid, sorted(self.headers.items()), self.auth_secret]
         return "http:" + hashlib.sha256(dumps(made)).hexdigest()
 
     async def request_headers(self, job: Any) -> dict[str, str]:
@@ -297,15 +294,6 @@ async def _secret(job: Any, id: str) -> str | None:
 
     value = await ask(job, question)
     return value.decode("latin-1").strip() if value is not None else None
-
-
-def _number(text: str, base: int, name: str, default: int) -> int:
-    if not text:
-        return default
-    try:
-        return int(text, base)
-    except ValueError as err:
-        raise UsageError(f"invalid {name} {text!r} of an HTTP source") from err
 
 
 class _Fetch:
@@ -385,13 +373,13 @@ class _Fetch:
                 if found is not None:
                     return found
             self._check(response)
-            name = source.filename or _filename(response, source.url)
-            store = _Store(self._worker, source, name, self._step)
+            name = source.file.name or _filename(response, source.url)
+            store = _store(self._worker, source, name, self._step)
             store.total = int(response.headers.get("content-length") or 0)
             store.open()
             try:
                 self._copy(response, store)
-                return store.commit(etag=_etag(response.headers), modified=_modified(response.headers))
+                return _kept(store, source, etag=_etag(response.headers), modified=_modified(response.headers))
             except BaseException:
                 store.abort()
                 raise
@@ -406,7 +394,7 @@ class _Fetch:
                 hint=f"from {_shown(self._source.url)}",
             )
 
-    def _copy(self, response: Response, store: _Store) -> None:
+    def _copy(self, response: Response, store: FileResult) -> None:
         """The body; one that breaks off goes on where it ended if the server can, else it is asked for again."""
         etag, packed = response.headers.get("etag", ""), bool(response.headers.get("content-encoding"))
         stalls = reached = 0
@@ -439,81 +427,20 @@ class _Fetch:
                 store.restart()
 
 
-class _Store:
-    """A new result that holds one file, while it is written."""
+def _store(worker: Worker, source: _Source, name: str, step: Step) -> FileResult:
+    description = f"http url {_shown(source.url)}"
+    return FileResult(worker.cache, source.file, name, step, description=description, record_type="source.http")
 
-    def __init__(self, worker: Worker, source: _Source, name: str, step: Step) -> None:
-        self._cache = worker.cache
-        self._source = source
-        self._name = _safe_name(name)
-        self._step = step
-        self._hash = hashlib.sha256()
-        self.size = 0
-        self._told = 0
-        self._started: int | None = None
-        self.total = 0
 
-    def open(self) -> None:
-        self._mutable = self._cache.new(None, description=f"http url {_shown(self._source.url)}", record_type="source.http")
-        try:
-            self._mount = mounted(self._mutable.mounts())
-            root = self._mount.__enter__()
-            self._fd = os.open(root / self._name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except BaseException:
-            self._mutable.release()
-            raise
-
-    def write(self, data: bytes) -> None:
-        try:
-            write_all(self._fd, data)
-        except OSError as err:
-            raise DiskFullError(f"failed to write {self._name}: {(err.strerror or '').lower()}") from err
-        self._hash.update(data)
-        self.size += len(data)
-        if self.size - self._told >= 4 << 20:
-            self._tell()
-
-    def restart(self) -> None:
-        """Drop what was written."""
-        os.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        self._hash = hashlib.sha256()
-        self.size = self._told = 0
-
-    def _tell(self, *, done: bool = False) -> None:
-        self._told = self.size
-        self._started = self._step.status(
-            f"downloading {self._name}",
-            name="downloading",
-            current=self.size,
-            total=self.total,
-            started=self._started,
-            done=done,
-        )
-
-    def commit(self, *, etag: str, modified: int | None) -> _File:
-        os.fchown(self._fd, self._source.uid, self._source.gid)
-        os.fchmod(self._fd, self._source.mode & 0o7777)
-        at = (modified or 0) * 1_000_000_000  # epoch 0: the same file makes the same layer whenever it is fetched
-        os.utime(self._fd, ns=(at, at))
-        os.close(self._fd)
-        self._fd = -1
-        self._mount.__exit__(None, None, None)
-        if self._told:
-            self._tell(done=True)
-        ref = self._mutable.commit()
-        file = _File(ref=ref.id, digest="sha256:" + self._hash.hexdigest(), etag=etag, modified=modified)
-        ref.set_meta(_META, json.dumps([file.digest, file.etag, file.modified]).encode())
-        if etag:
-            ref.set_index(self._source.index)
-        ref.release()
-        return file
-
-    def abort(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._mount.__exit__(None, None, None)
-        self._mutable.release()
+def _kept(store: FileResult, source: _Source, *, etag: str, modified: int | None) -> _File:
+    """The whole file, kept under its URL if it can be asked for again conditionally."""
+    ref = store.commit(modified)
+    file = _File(ref=ref.id, digest=store.digest(), etag=etag, modified=modified)
+    ref.set_meta(_META, json.dumps([file.digest, file.etag, file.modified]).encode())
+    if etag:
+        ref.set_index(source.index)
+    ref.release()
+    return file
 
 
 def _load(ref: Ref) -> _File | None:
@@ -549,23 +476,14 @@ def _filename(response: Response, url: str) -> str:
     found = _DISPOSITION.search(response.headers.get("content-disposition") or "")
     if found:
         name = posixpath.basename((found[1] or found[2] or "").replace("\\", ""))
-        if _is_name(name):
+        if is_name(name):
             return name
     final = response.url or url
     for where in (url, final):
         name = posixpath.basename(unquote(urlsplit(where).path))
-        if _is_name(name):
+        if is_name(name):
             return name
     return "download"
-
-
-def _is_name(name: str) -> bool:
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
-
-
-def _safe_name(name: str) -> str:
-    base = posixpath.basename(name.rstrip("/"))
-    return base if _is_name(base) else "download"
 
 
 def _shown(url: str) -> str:

@@ -86,11 +86,13 @@ class LayoutOp:
         source = vertex.op.source
         self._ref = Reference.parse(source.identifier.removeprefix("oci-layout://"))
         self._store = source.attrs.get("oci.store", "") or self._ref.familiar().split("@")[0]
+        self._session = source.attrs.get("oci.session", "")
         self._platform = platform_of(vertex.op)
         self.pin = ""  # what the reference named, once that is known
 
     async def _resolve(self, job: JobContext) -> ResolvedImage:
-        image = await self._layouts.resolve(self._ref, self._platform, self._store, job.sessions)
+        sessions = self.worker.sessions_of(self._session, job.sessions)
+        image = await self._layouts.resolve(self._ref, self._platform, self._store, sessions)
         self.pin = str(image.digest)
         return image
 
@@ -106,7 +108,8 @@ class LayoutOp:
         ref = await threaded(lambda _: self.worker.cache.image(layers, description=f"loaded from {self._ref}"))
         if ref is not None:
             # The client may be gone when the bytes are needed: take them while it is there.
-            await threaded(lambda cancelled: ref.realise(step=job.step, sessions=job.sessions, cancelled=cancelled))
+            sessions = self.worker.sessions_of(self._session, job.sessions)
+            await threaded(lambda cancelled: ref.realise(step=job.step, sessions=sessions, cancelled=cancelled))
         return (ref,)
 
     def acquire(self) -> AbstractAsyncContextManager[None]:

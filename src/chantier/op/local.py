@@ -93,13 +93,7 @@ class LocalOp:
         raise missing if missing is not None else SessionError("could not access local files without session")
 
     def _candidates(self, job: JobContext) -> list[Session]:
-        if not self._session:
-            return _sessions(job)
-        found = self._worker.session_by_id.get(self._session)
-        if found is None:
-            found = next((s for s in job.sessions if s.id == self._session), None)
-        # The client that was named may have gone and come back under another id.
-        return [found] if found is not None else _sessions(job)
+        return list(self._worker.sessions_of(self._session, job.sessions)) or _sessions(job)
 
     async def _take(self, job: JobContext, session: Session) -> Ref:
         source = session.directory(self._name)

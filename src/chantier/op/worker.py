@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from chantier.errors import SessionError
+from chantier.errors import SessionError, UnsupportedError
 from chantier.solver.slots import Slots
 from chantier.spec import Platform, host_platform
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from chantier.cache import Cache
     from chantier.config import Config
     from chantier.progress import Step
+    from chantier.registry import Registry
     from chantier.runtime.types import Runtime
     from chantier.session.types import Session
 
@@ -70,6 +71,7 @@ class Worker:
     session_by_id: Mapping[str, Session] = field(default_factory=dict)  # for `local.session` and its like
     extra: dict[str, Any] = field(default_factory=dict)  # what one kind of operation keeps for the life of the engine
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(64, "chantier-op"))
+    registry_for: Callable[[Sequence[Any]], Registry] | None = None  # a client with the credentials of these sessions; any thread
     room: Callable[[str], Awaitable[None]] | None = None  # waits until a step may write; raises DiskFullError
     slots: Slots = field(init=False)  # resized when the limit is configured anew
     _making: threading.RLock = field(default_factory=threading.RLock, init=False)  # making one thing may need another
@@ -103,6 +105,19 @@ class Worker:
             if key not in self.extra:
                 self.extra[key] = make()
             return self.extra[key]
+
+    def registry(self, sessions: Sequence[Any]) -> Registry:
+        """A registry client for a build. Raises UnsupportedError on a worker that was given none."""
+        if self.registry_for is None:
+            raise UnsupportedError("this worker talks to no registries")
+        return self.registry_for(sessions)
+
+    def sessions_of(self, id: str, sessions: Sequence[Any]) -> Sequence[Any]:
+        """The client that a source names, else those of the build: it may have gone and come back under another id."""
+        if not id:
+            return sessions
+        found = self.session_by_id.get(id) or next((s for s in sessions if s.id == id), None)
+        return sessions if found is None else (found,)
 
     def close(self) -> None:
         """After the last build: end what was kept, and the threads."""

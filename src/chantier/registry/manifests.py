@@ -138,7 +138,7 @@ def _head(caller: Caller, host: Host, ref: Reference, path: str, *, last: bool, 
     with response:
         if response.status != 200:
             raise _missing_or(caller, host, request, response, str(ref.with_default_tag()))
-        found = _described(response)
+        found = _described(response, ref.digest if path.startswith("blobs/") else "")
     if found is None:
         return _get(caller, host, ref, path, scopes, last=last, cancelled=cancelled)
     return _checked(caller, host, ref, path, found, None)
@@ -159,10 +159,10 @@ def _get(
     return _checked(caller, host, ref, path, descriptor, data)
 
 
-def _described(response: Response) -> Descriptor | None:
-    """What the headers say, if they say it all."""
+def _described(response: Response, asked: str) -> Descriptor | None:
+    """What the headers say, if they say it all. A blob's answer need not repeat the digest that was `asked` for."""
     try:
-        digest = Digest.parse(response.headers.get("docker-content-digest", ""))
+        digest = Digest.parse(response.headers.get("docker-content-digest", "") or asked)
         size = int(response.headers.get("content-length", ""))
     except (ReferenceError_, ValueError):
         return None
