@@ -93,13 +93,13 @@ class Stream:
         out.append(_PREFIX.pack(compressed, len(message)))
         out.append(message)
         self.out_bytes += PREFIX_BYTES + len(message)
-        self.conn._ready_to_send(self)
+        self.conn.ready_to_send(self)
 
     def end(self, trailers: bytes | None = None) -> None:
         """Nothing more comes from this side; `trailers` is a header block. Goes out after what is queued."""
         if self.open_to_write:
             self.out_end = [] if trailers is None else [trailers]
-            self.conn._ready_to_send(self)
+            self.conn.ready_to_send(self)
 
     @property
     def full(self) -> bool:
@@ -158,7 +158,7 @@ class Stream:
     def consumed(self, size: int) -> None:
         """Let the peer send that much again."""
         self.unread -= size
-        self.conn._consumed(self, size)
+        self.conn.consumed(self, size)
 
     def discard(self) -> None:
         """Nobody will read what came, nor what comes."""
