@@ -52,9 +52,6 @@ if TYPE_CHECKING:
 
     RunFrontendImage = Callable[["EngineBridge", str, Mapping[str, str], Mapping[str, pb.Definition]], Awaitable[FrontendResult]]
 
-_WITHOUT = frozenset({caps.SOURCE_GIT_BUNDLE, caps.SOURCE_GIT_CHECKOUT_BUNDLE})
-"""What graphs can say and this engine cannot do: a client that asks for it is told before anything is built."""
-
 
 class Engine:
     """One engine on one root. Use it as an async context manager; it belongs to the event loop it was entered in.
@@ -83,7 +80,7 @@ class Engine:
         self.config = config
         self.allowed_entitlements = allowed_entitlements
         self.platforms: list[Platform] = [host_platform(), *emulated()]
-        self.caps = caps.ALL - _WITHOUT
+        self.caps = caps.ALL
         self.registries = Registries(config)
         self.environment = load_environment(config.provenance_env_dir)
         self.producers = Producers()

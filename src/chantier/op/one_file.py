@@ -43,11 +43,44 @@ class FileAttrs:
         )
 
 
-class FileResult:
-    """Any thread, one at a time: `open`, then `write` and `restart`, then `commit` or `abort`.
+class FileWriter:
+    """A `registry.BlobWriter` over an open file that is empty. `name` is for messages; `algorithm` is that of `digest`."""
 
-    It is a `registry.BlobWriter` too: `algorithm` names the hash that `digest` is made with.
-    """
+    def __init__(self, fd: int, name: str, algorithm: str = "sha256") -> None:
+        self._fd = fd
+        self._name = name
+        self._algorithm = algorithm
+        self._hash = hashlib.new(algorithm)
+        self.size = 0
+
+    @property
+    def offset(self) -> int:
+        return self.size
+
+    def digest(self) -> Digest:
+        """Of what was written so far."""
+        return Digest(f"{self._algorithm}:{self._hash.hexdigest()}")
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Raises DiskFullError."""
+        try:
+            write_all(self._fd, data)
+        except OSError as err:
+            raise DiskFullError(f"failed to write {self._name}: {(err.strerror or '').lower()}") from err
+        self._hash.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def restart(self) -> None:
+        """Drop what was written."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self._hash = hashlib.new(self._algorithm)
+        self.size = 0
+
+
+class FileResult(FileWriter):
+    """Any thread, one at a time: `open`, then `write` and `restart`, then `commit` or `abort`."""
 
     def __init__(
         self,
@@ -60,27 +93,15 @@ class FileResult:
         record_type: str,
         algorithm: str = "sha256",
     ) -> None:
+        super().__init__(-1, safe_name(name), algorithm)
         self._cache = cache
         self._attrs = attrs
-        self._name = safe_name(name)
         self._step = step
         self._description = description
         self._record_type = record_type
-        self._algorithm = algorithm
-        self._hash = hashlib.new(algorithm)
-        self._fd = -1
         self._told = 0
         self._started: int | None = None
-        self.size = 0
         self.total = 0  # what is expected, if that is known
-
-    @property
-    def offset(self) -> int:
-        return self.size
-
-    def digest(self) -> Digest:
-        """Of what was written so far."""
-        return Digest(f"{self._algorithm}:{self._hash.hexdigest()}")
 
     def open(self) -> None:
         self._mutable = self._cache.new(None, description=self._description, record_type=self._record_type)
@@ -93,23 +114,14 @@ class FileResult:
             raise
 
     def write(self, data: bytes | memoryview, /) -> int:
-        """Raises DiskFullError."""
-        try:
-            write_all(self._fd, data)
-        except OSError as err:
-            raise DiskFullError(f"failed to write {self._name}: {(err.strerror or '').lower()}") from err
-        self._hash.update(data)
-        self.size += len(data)
+        super().write(data)
         if self.size - self._told >= _TELL_BYTES:
             self._tell()
         return len(data)
 
     def restart(self) -> None:
-        """Drop what was written."""
-        os.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        self._hash = hashlib.new(self._algorithm)
-        self.size = self._told = 0
+        super().restart()
+        self._told = 0
 
     def _tell(self, *, done: bool = False) -> None:
         self._told = self.size
@@ -162,4 +174,4 @@ def _number(text: str, base: int, name: str, default: int) -> int:
         raise UsageError(f"invalid {name} {text!r} of a source") from err
 
 
-__all__ = ["FileAttrs", "FileResult", "is_name", "safe_name"]
+__all__ = ["FileAttrs", "FileResult", "FileWriter", "is_name", "safe_name"]
