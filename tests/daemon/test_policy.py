@@ -48,17 +48,36 @@ def test_the_last_rule_that_matches_decides() -> None:
 @pytest.mark.parametrize(
     ("made", "wanted"),
     [
-        (rule(sp.CONVERT, ALPINE, sp.EXACT, "docker-image://mirror.test/alpine"), "docker-image://mirror.test/alpine"),
+        (rule(sp.CONVERT, ALPINE, sp.EXACT, "docker-image://mirror.test/alpine"), "docker-image://mirror.test/alpine:latest"),
         (rule(sp.CONVERT, "docker-image://docker.io/*", 0, "docker-image://m.test/$1"), "docker-image://m.test/library/alpine:latest"),
         (
             rule(sp.CONVERT, r"^docker-image://docker\.io/library/(?P<n>\w+):(\w+)$", sp.REGEX, "docker-image://m.test/${n}-${2}"),
-            "docker-image://m.test/alpine-latest",
+            "docker-image://m.test/alpine-latest:latest",
         ),
     ],
     ids=["exact", "wildcard", "regex"],
 )  # fmt: skip
 def test_a_source_becomes_another(made: sp.Rule, wanted: str) -> None:
     assert apply_rules([policy(made)], source(ALPINE)).identifier == wanted
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("git://h.test/u/r.git#main:../abs/path", "git://h.test/u/r.git#main:abs/path"),
+        ("git://h.test/u/r.git#main:abs//./path/", "git://h.test/u/r.git#main:abs/path"),
+        ("git://h.test/u/../u//r.git", "git://h.test/u/r.git"),
+        ("git://h.test/u/r.git#:/", "git://h.test/u/r.git"),
+        ("docker-image://alpine", ALPINE),
+        ("docker-image://index.docker.io/library/alpine", ALPINE),
+        ("docker-image+blob://alpine@sha256:" + "a" * 64, "docker-image+blob://docker.io/library/alpine@sha256:" + "a" * 64),
+    ],
+)
+def test_what_is_denied_cannot_be_written_otherwise(written: str, meant: str) -> None:
+    assert apply_rules([], source(written)).identifier == meant
+    assert apply_rules([], source(meant)) == source(meant)
+    with pytest.raises(PolicyError, match="denied"):
+        apply_rules([policy(rule(sp.DENY, meant, sp.EXACT))], source(written))
 
 
 def test_attributes_are_set_and_asked_for() -> None:
@@ -104,6 +123,31 @@ def test_rules_hold_for_graphs_and_for_questions(daemon: Chantierd) -> None:
             ref = await build.make(image("gone").marshal())
             read = await build.bridge.unary("ReadFile", gateway_pb2.ReadFileRequest(Ref=ref, FilePath="/etc/passwd"))
             assert read.Data.startswith(b"root:")
+            await build.returns()
+
+    asyncio.run(run())
+
+
+@pytest.mark.root
+@pytest.mark.registry
+def test_a_frontend_has_policies_of_its_own_for_questions(daemon: Chantierd) -> None:
+    turned = policy(
+        rule(sp.DENY, "*"),
+        rule(sp.ALLOW, ALPINE + "*"),
+        rule(sp.CONVERT, "docker-image://docker.io/library/gone:latest", sp.EXACT, ALPINE),
+    )
+
+    async def run() -> None:
+        async with driven(daemon) as build:
+            asked = gateway_pb2.ResolveImageConfigRequest(Ref="docker.io/library/gone:latest", SourcePolicies=[turned])
+            found = await build.bridge.unary("ResolveImageConfig", asked)
+            assert found.Ref == "docker.io/library/alpine:latest"
+            for identifier in ("docker-image://busybox", "https://x.test/f"):
+                source = ops_pb2.SourceOp(identifier=identifier)
+                with pytest.raises(GrpcError, match="denied by policy"):
+                    await build.bridge.unary(
+                        "ResolveSourceMeta", gateway_pb2.ResolveSourceMetaRequest(Source=source, SourcePolicies=[turned])
+                    )
             await build.returns()
 
     asyncio.run(run())

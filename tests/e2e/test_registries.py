@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import os
 import re
@@ -493,3 +494,15 @@ def test_metadata_is_readable_for_stock_tools(chantier: Command, registry: RealR
     assert base64.b64encode(json.dumps(served).encode())
     assert {one["repository"] for one in served.values()} == {"docker.io/library/alpine"}
     assert {one["host"] for one in served.values()} == {registry.host}
+
+
+def test_a_digest_opens_no_repository_but_its_own(chantier: Command, registry: RealRegistry, base: str) -> None:
+    """Who knows a digest that is here already must still be able to get it where he says it is from."""
+    raw = run_ok("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{registry.host}/library/alpine:latest")
+    digest = "sha256:" + hashlib.sha256(raw.encode()).hexdigest()
+    chantier.build("FROM alpine\nRUN true\n").ok()
+    for name in (f"{registry.host}/nosuch/repo", "library/elsewhere"):
+        done = chantier.build(f"FROM {name}@{digest}\nRUN true\n")
+        assert done.code != 0
+        assert "not found" in done.err
+    chantier.build(f"FROM alpine@{digest}\nRUN true\n").ok()

@@ -8,6 +8,7 @@ import pytest
 from chantier.errors import UsageError
 from chantier.export.config import default_config, patch_config
 from chantier.export.options import ImageOptions, parse_bool, parse_epoch
+from chantier.export.types import Exportable
 from chantier.spec.times import parse_rfc3339, rfc3339
 
 S = 1_000_000_000
@@ -86,6 +87,9 @@ def test_attributes() -> None:
     assert (options.compression.kind, options.compression.level) == ("zstd", 3)
     assert [(a.kind, a.key, a.value) for a in options.annotations] == [("manifest", "k", "v")]
     assert parse_epoch("") is None
+    result = Exportable(refs={"": None}, metadata={"source.date.epoch": b"7"})
+    assert [ImageOptions.parse(attrs).epoch.of_result(result, "") for attrs in ({}, {"source-date-epoch": "9"})] == [7, 9]
+    assert ImageOptions.parse({"source-date-epoch": ""}).epoch.of_result(result, "") is None  # an output that wants none
     assert parse_bool("x", "F") is False
 
 

@@ -147,11 +147,11 @@ def test_signatures_that_count(bench: Bench, signers: Signers, ref: str, keys: l
 @pytest.mark.parametrize(
     ("ref", "key", "said"),
     [
-        ("plain", "alice", "it is not signed"),
+        ("plain", "alice", "git object is not signed"),
         ("by-alice", "bob", "signature made by unknown entity"),
         ("by-ssh-carol", "ssh-dave", "failed to verify ssh signature"),
-        ("unsigned", "alice", "it is not signed"),
-        ("signed", "bob", "it is not signed"),  # of the commit: the tag's is another's
+        ("unsigned", "alice", "git object is not signed"),
+        ("signed", "bob", "git object is not signed"),  # of the commit: the tag's is another's
         ("by-short", "short", "RSA key too short: 1024 bits"),
     ],
 )
@@ -163,7 +163,7 @@ def test_signatures_that_do_not(bench: Bench, signers: Signers, ref: str, key: s
 def test_keys_of_another_kind_are_a_mistake(bench: Bench, signers: Signers) -> None:
     with pytest.raises(UsageError, match="failed to read armored public key"):
         check(bench, signers, "by-alice", "ssh-carol")
-    with pytest.raises(UsageError, match="failed to read SSH public key"):
+    with pytest.raises(UsageError, match="failed to parse ssh public key"):
         check(bench, signers, "by-ssh-carol", "alice")
 
 

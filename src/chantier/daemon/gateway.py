@@ -184,7 +184,7 @@ class Gateway:
                 raise UsageError("cannot solve with both Definition and Frontend specified")
             inputs = dict(request.FrontendInputs)
             return await self.bridge.run_frontend(request.Frontend, dict(request.FrontendOpt), inputs)
-        check = SourcePolicy(request.SourcePolicies) if request.SourcePolicies else None
+        check = _policy(request)
         return FrontendResult(refs={"": await self.bridge.solve(request.Definition, cache_imports=imports, check=check)})
 
     def _final(self, request: pb.SolveRequest, result: FrontendResult) -> None:
@@ -299,6 +299,7 @@ class Gateway:
             mode=request.ResolveMode or "default",
             log_name=request.LogName,
             store=store,
+            check=_policy(request),
         )
         found.of(request.Ref)
         return pb.ResolveImageConfigResponse(Ref=found.ref, Digest=found.digest, Config=found.config)
@@ -313,7 +314,9 @@ class Gateway:
         if scheme in ("docker-image", "oci-layout"):
             await self._image_meta(request, answer, scheme, name, unchecked)
             return answer
-        source, found = await self.bridge.whole_meta(request.Source, return_object=request.Git.ReturnObject, unchecked=unchecked)
+        source, found = await self.bridge.whole_meta(
+            request.Source, return_object=request.Git.ReturnObject, check=_policy(request), unchecked=unchecked
+        )
         answer.Source.CopyFrom(source)
         if scheme == "git":
             answer.Git.Checksum, answer.Git.Ref = found.checksum, found.ref
@@ -344,6 +347,7 @@ class Gateway:
             mode=request.ResolveMode or attrs.get("image.resolvemode", "") or "default",
             log_name=request.LogName,
             store=store,
+            check=_policy(request),
             unchecked=unchecked,
         )
         if "://" in found.ref:  # a source policy made something else of the image: whoever asked has to look at that
@@ -354,6 +358,11 @@ class Gateway:
         answer.Image.Digest = found.digest
         if not request.Image.NoConfig:
             answer.Image.Config = found.config
+
+
+def _policy(request: pb.SolveRequest | pb.ResolveImageConfigRequest | pb.ResolveSourceMetaRequest) -> SourcePolicy | None:
+    """What a frontend asks of the sources of this one request."""
+    return SourcePolicy(request.SourcePolicies) if request.SourcePolicies else None
 
 
 __all__ = ["METHODS", "Gateway"]

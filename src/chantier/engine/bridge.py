@@ -189,8 +189,8 @@ class EngineBridge:
         check: SourceCheck | None = None,
     ) -> EngineRef:
         """`check` goes before the build's own policy, for this definition alone."""
-        checks = [one for one in (check, self.check_source) if one is not None]
-        sources = await checked_sources(definition, in_turn(checks)) if checks else None
+        checks = self._checks(check)
+        sources = await checked_sources(definition, checks) if checks is not None else None
         graph = load(definition, known_caps=self.engine.caps, sources=sources)
         ref = EngineRef(self, definition, graph, cache_imports)
         self._refs.append(ref)
@@ -211,12 +211,13 @@ class EngineBridge:
         mode: str = "default",
         log_name: str = "",
         store: OciStore | None = None,
+        check: SourceCheck | None = None,
         unchecked: bool = False,
     ) -> ResolvedImage:
-        """`unchecked` is for a source policy that asks before it decides."""
+        """`check` is as in `solve`; `unchecked` is for a source policy that asks before it decides."""
         wanted = platform or self.engine.platforms[0]
         if not unchecked:
-            ref = await self._checked_image(ref, wanted, store)
+            ref = await self._checked_image(ref, wanted, store, self._checks(check))
             if "://" in ref:
                 return ResolvedImage(ref=ref, digest="", config=b"")
         reporter: Reporter = self._reporter if log_name else Silent()
@@ -226,13 +227,18 @@ class EngineBridge:
             except ChantierError as err:
                 raise err.reworded(f"failed to resolve source metadata for {ref}: {err.brief}") from err.__cause__
 
-    async def _checked_image(self, ref: str, platform: Platform, store: OciStore | None) -> str:
+    def _checks(self, first: SourceCheck | None) -> SourceCheck | None:
+        """A frontend's own policy, then the build's."""
+        checks = [one for one in (first, self.check_source) if one is not None]
+        return in_turn(checks) if checks else None
+
+    async def _checked_image(self, ref: str, platform: Platform, store: OciStore | None, check: SourceCheck | None) -> str:
         """The reference that the policy wants in its place; an identifier, with its scheme, of what is no such image."""
-        if self.check_source is None:
+        if check is None:
             return ref
         scheme = "docker-image://" if store is None else "oci-layout://"
         source = pb.SourceOp(identifier=scheme + str(Reference.parse(ref).with_default_tag()))
-        made = await self.check_source(source, platform_to_pb(platform))
+        made = await check(source, platform_to_pb(platform))
         if made.identifier == source.identifier:
             return ref
         if not made.identifier.startswith(scheme):
@@ -261,13 +267,14 @@ class EngineBridge:
         return await self.engine.source_meta(source, self.job, return_object=return_object)
 
     async def whole_meta(
-        self, source: pb.SourceOp, *, return_object: bool, unchecked: bool = False
+        self, source: pb.SourceOp, *, return_object: bool, check: SourceCheck | None = None, unchecked: bool = False
     ) -> tuple[pb.SourceOp, SourceMeta]:
         """The source after policies, and all there is to know of it: an HTTP source is fetched for that."""
         from .meta import whole_meta
 
-        if self.check_source is not None and not unchecked:
-            source = await self.check_source(source, None)
+        checks = self._checks(check)
+        if checks is not None and not unchecked:
+            source = await checks(source, None)
         return source, await whole_meta(
             self.engine.worker,
             source,

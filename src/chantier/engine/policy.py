@@ -6,17 +6,19 @@ Rules of one policy run in order and the last that matches decides; one that cha
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Awaitable, Callable, Sequence
 
-from chantier.errors import PolicyError, UsageError
+from chantier.errors import PolicyError, ReferenceError_, UsageError
 from chantier.llb.definition import raw_ops
 from chantier.op.worker import run_all
 from chantier.pb import ops_pb2 as pb
 from chantier.pb import sourcepolicy_pb2 as sp
-from chantier.spec import digest_of
+from chantier.spec import Reference, digest_of
 
 _MOST_CHANGES = 20
+_IMAGES = ("docker-image", "docker-image+blob", "oci-layout+blob")
 _NAME = re.compile(r"\$(?:\$|\{(\w+)\}|(\w+))")
 
 SourceCheck = Callable[[pb.SourceOp, pb.Platform | None], Awaitable[pb.SourceOp]]
@@ -30,14 +32,51 @@ def check_rules(policies: Sequence[sp.Policy]) -> None:
 
 
 def apply_rules(policies: Sequence[sp.Policy], source: pb.SourceOp) -> pb.SourceOp:
-    """The source that the rules make of it: the same object if nothing changes. Raises PolicyError."""
-    current = source
+    """The source that the rules make of it: the same object if nothing changes. Raises PolicyError.
+
+    Rules see names in one form only: there is no other way to write what a rule denies.
+    """
+    current = canonical(source)
     for _ in range(_MOST_CHANGES):
         changed = _once(policies, current)
         if changed is None:
             return current
-        current = changed
+        current = canonical(changed)
     raise PolicyError("error evaluating the source policy: too many operations")
+
+
+def canonical(source: pb.SourceOp) -> pb.SourceOp:
+    """The same object if its identifier is in the form that clients write. What is no name at all stays as it is."""
+    scheme, separator, rest = source.identifier.partition("://")
+    if not separator:
+        return source
+    if scheme == "git":
+        name = _git_name(rest)
+    elif scheme in _IMAGES:
+        try:
+            name = str(Reference.parse(rest).with_default_tag())
+        except ReferenceError_:
+            return source
+    else:
+        return source
+    if name == rest:
+        return source
+    made = pb.SourceOp()
+    made.CopyFrom(source)
+    made.identifier = f"{scheme}://{name}"
+    return made
+
+
+def _git_name(rest: str) -> str:
+    """`HOST/PATH#REF:SUBDIR` without `.`, `..`, doubled slashes and empty parts."""
+    address, _, fragment = rest.partition("#")
+    host, slash, path = address.partition("/")
+    ref, _, subdir = fragment.partition(":")
+    subdir = posixpath.normpath("/" + subdir.lstrip("/")).lstrip("/")
+    name = host + (posixpath.normpath("/" + path.lstrip("/")) if slash else "")
+    if ref or subdir:
+        name += f"#{ref}" + (f":{subdir}" if subdir else "")
+    return name
 
 
 def _once(policies: Sequence[sp.Policy], source: pb.SourceOp) -> pb.SourceOp | None:

@@ -28,7 +28,7 @@ from chantier.values import dataclass
 
 from .attestation_manifest import attestation_manifest, wants_index
 from .config import default_config, patch_config
-from .options import ImageOptions, parse_epoch
+from .options import ImageOptions
 from .push import push_image
 from .rewrite import rewrite_layers
 from .types import Exportable, ExportContext, Finalize, Response
@@ -80,7 +80,7 @@ async def make_image(
     with step.action("exporting layers"):
         platforms = what.platforms()
         made = await asyncio.gather(*(_layers(what.refs[p], options, context, step) for p, _ in platforms))
-        epochs = [_epoch(what, platform, options) for platform, _ in platforms]
+        epochs = [options.epoch.of_result(what, platform) for platform, _ in platforms]
     if options.rewrite_timestamp:
         made = [
             await _rewritten(layers, epoch, _base_layers(what, p), options, context, step)
@@ -214,13 +214,6 @@ def _names(options: ImageOptions, what: Exportable) -> tuple[str, ...]:
     if options.names == ("*",):
         return tuple(n for n in what.metadata.get("image.name", b"").decode().split(",") if n)
     return options.names
-
-
-def _epoch(what: Exportable, platform: str, options: ImageOptions) -> int | None:
-    if options.epoch is not None:
-        return options.epoch
-    raw = what.value("source.date.epoch", platform)
-    return parse_epoch(raw.decode()) if raw else None
 
 
 def _base_document(what: Exportable, platform: str) -> dict[str, Any]:

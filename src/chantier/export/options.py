@@ -6,9 +6,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import field
+from typing import TYPE_CHECKING
 
 from chantier.errors import UsageError
 from chantier.values import dataclass
+
+if TYPE_CHECKING:
+    from .types import Exportable
 
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
@@ -25,6 +29,26 @@ def parse_bool(key: str, value: str, *, bare: bool = True) -> bool:
     if value in _FALSE:
         return False
     raise UsageError(f'non-bool value specified for {key}: "{value}"', hint="use true or false")
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """`source-date-epoch` of an output, in seconds. What the output says holds, even that there is none (an empty value); where it
+    says nothing, the frontend's counts."""
+
+    given: bool = False
+    at: int | None = None
+
+    @classmethod
+    def of(cls, attrs: Mapping[str, str]) -> Epoch:
+        """Raises UsageError for what is no number."""
+        return cls("source-date-epoch" in attrs, parse_epoch(attrs.get("source-date-epoch")))
+
+    def of_result(self, what: Exportable, platform: str) -> int | None:
+        if self.given:
+            return self.at
+        raw = what.value("source.date.epoch", platform)
+        return parse_epoch(raw.decode()) if raw else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +74,7 @@ class ImageOptions:
     compression: Compression = field(default_factory=Compression)
     oci_media_types: bool = True
     rewrite_timestamp: bool = False
-    epoch: int | None = None
+    epoch: Epoch = Epoch()
     annotations: tuple[Annotation, ...] = ()
     push: bool = False
     push_by_digest: bool = False
@@ -84,7 +108,7 @@ class ImageOptions:
             ),
             oci_media_types=oci,
             rewrite_timestamp=flag("rewrite-timestamp"),
-            epoch=parse_epoch(attrs.get("source-date-epoch")),
+            epoch=Epoch.of(attrs),
             annotations=annotations,
             push=flag("push"),
             push_by_digest=flag("push-by-digest"),

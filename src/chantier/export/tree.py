@@ -26,7 +26,7 @@ from chantier.snapshot import mounted
 from chantier.spec import host_platform
 
 from .attest_files import statement_files
-from .options import parse_bool, parse_epoch
+from .options import Epoch, parse_bool
 from .rewrite import TRAILER, rewrite_tar
 from .types import Exportable, ExportContext, Finalize, Response
 
@@ -45,7 +45,7 @@ class LocalExporter:
             raise UsageError(f'invalid local exporter mode "{self._mode}"', hint="modes are copy and delete")
         self._split = _split(attrs)
         self._prefix = attrs.get("attestation-prefix", "")
-        self._epoch = parse_epoch(attrs.get("source-date-epoch"))
+        self._epoch = Epoch.of(attrs)
 
     async def export(self, what: Exportable, context: ExportContext, step: Step) -> tuple[Response, Finalize | None]:
         if context.session is None:
@@ -54,7 +54,7 @@ class LocalExporter:
         async with AsyncExitStack() as stack:
             trees, names = [], []
             for platform, below in places:
-                epoch = _epoch(what, platform, self._epoch)
+                epoch = self._epoch.of_result(what, platform)
                 root = await stack.enter_async_context(_mounted(what.refs[platform], context, step))
                 trees.append(SentTree(root=root, below=below, epoch=epoch))
                 names.append(platform)
@@ -83,7 +83,7 @@ class TreeTarExporter:
     def __init__(self, attrs: Mapping[str, str]) -> None:
         self._split = _split(attrs)
         self._prefix = attrs.get("attestation-prefix", "")
-        self._epoch = parse_epoch(attrs.get("source-date-epoch"))
+        self._epoch = Epoch.of(attrs)
 
     async def export(self, what: Exportable, context: ExportContext, step: Step) -> tuple[Response, Finalize | None]:
         if context.session is None:
@@ -93,7 +93,7 @@ class TreeTarExporter:
             try:
                 for platform, below in _places(what, self._split):
                     prefix = f"{below}/" if below else ""
-                    epoch = _epoch(what, platform, self._epoch)
+                    epoch = self._epoch.of_result(what, platform)
                     async with _mounted(what.refs[platform], context, step) as root:
                         await _send_tree(sink, root, prefix, epoch, context)
                         said = await statement_files(what, platform, below, self._prefix, root, context)
@@ -141,13 +141,6 @@ def _check_merge(trees: Sequence[SentTree], names: Sequence[str], cancelled: Cal
                         f"cannot overwrite {path} from {names[first]} with {names[number]} when split option is disabled",
                         hint="leave out platform-split=false",
                     )
-
-
-def _epoch(what: Exportable, platform: str, given: int | None) -> int | None:
-    if given is not None:
-        return given
-    raw = what.value("source.date.epoch", platform)
-    return parse_epoch(raw.decode()) if raw else None
 
 
 @asynccontextmanager

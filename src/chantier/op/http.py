@@ -367,7 +367,9 @@ class _Fetch:
 
     def _get(self, kept: Mapping[str, tuple[_File, Ref]]) -> _File:
         source = self._source
-        with self._web.open("GET", source.url, self._conditional(kept), cancelled=self._cancelled) as response:
+        # What comes compressed is unpacked on the way: a file is what its address names, however it travels.
+        headers = {**self._conditional(kept), "accept-encoding": "gzip"}
+        with self._web.open("GET", source.url, headers, cancelled=self._cancelled) as response:
             if response.status == 304:
                 found = self._match(response, kept)
                 if found is not None:
@@ -375,7 +377,8 @@ class _Fetch:
             self._check(response)
             name = source.file.name or _filename(response, source.url)
             store = _store(self._worker, source, name, self._step)
-            store.total = int(response.headers.get("content-length") or 0)
+            if not response.headers.get("content-encoding"):
+                store.total = int(response.headers.get("content-length") or 0)
             store.open()
             try:
                 self._copy(response, store)

@@ -132,12 +132,16 @@ class ImageResolver:
     def pushed(self, ref: Reference, descriptor: Descriptor, data: bytes) -> None:
         """A name has a meaning that was given it here: what was remembered of it is no longer so."""
         self._known.keep(descriptor.digest, descriptor.media_type, data)
-        self._known.saw(str(ref), descriptor.digest, descriptor.media_type, ref.domain)
+        self._saw(ref, descriptor, ref.domain)
+
+    def _saw(self, ref: Reference, descriptor: Descriptor, host: str) -> None:
+        for name in {str(ref), _by_digest(ref, descriptor.digest)}:
+            self._known.saw(name, descriptor.digest, descriptor.media_type, host)
 
     def _resolve(self, ref: Reference, platform: Platform, mode: str, sessions: Sequence[Any]) -> ResolvedImage:
         registry = _Nobody(ref) if mode == "never" else self._registry_for(sessions)
         seen: Seen | None = None
-        if ref.digest and (kept := self._kept(Digest.parse(ref.digest))) is not None:
+        if ref.digest and (kept := self._kept_of(ref)) is not None:
             digest, data, media_type = Digest.parse(ref.digest), kept, ""
         elif mode in _FROM_MEMORY and (remembered := self._remembered(ref)) is not None:
             seen, data = remembered
@@ -157,6 +161,12 @@ class ImageResolver:
             reference=ref, digest=digest, manifest_digest=manifest_digest, manifest=document, config=config, seen=seen
         )
 
+    def _kept_of(self, ref: Reference) -> bytes | None:
+        """What a digest names, if it is here and this repository is known to have it: a digest alone opens no other's images."""
+        if self._known.find(_by_digest(ref, ref.digest)) is None:
+            return None
+        return self._kept(Digest.parse(ref.digest))
+
     def _remembered(self, ref: Reference) -> tuple[Seen, bytes] | None:
         seen = self._known.find(str(ref))
         data = self._kept(seen.digest) if seen is not None else None
@@ -175,7 +185,7 @@ class ImageResolver:
         if found.data is not None:
             self._known.keep(descriptor.digest, descriptor.media_type, found.data)
         data = found.data or self._document(registry, ref, descriptor)
-        self._known.saw(str(ref), descriptor.digest, descriptor.media_type, found.host)
+        self._saw(ref, descriptor, found.host)
         return descriptor.digest, data, descriptor.media_type
 
     def _choose(self, registry: Any, ref: Reference, index: Index, platform: Platform) -> Descriptor:
@@ -230,6 +240,10 @@ class ImageResolver:
         with store.open(digest) as file:
             data = file.read()
         return data if digest_of(data) == digest or digest.algorithm != "sha256" else None
+
+
+def _by_digest(ref: Reference, digest: str) -> str:
+    return f"{ref.name}@{digest}"
 
 
 class _Nobody:

@@ -95,7 +95,7 @@ async def verify(what: str, signed: Signed | None, wanted: Wanted, home: Path) -
     """`home` is a new, empty directory. Raises IntegrityError that says why the signature does not count."""
     try:
         if signed is None:
-            raise IntegrityError("it is not signed")
+            raise IntegrityError("git object is not signed")
         kind = _BEGIN.search(signed.signature)
         if kind is None:
             raise IntegrityError("failed to decode armored signature")
@@ -141,7 +141,10 @@ async def _verify_pgp(wanted: Wanted, home: Path) -> None:
     check = [*gpg, "--trust-model", "always", "--status-fd", "1", "--verify", "signature", "data"]
     _, out, _ = await _run(check, home)
     status = [line.split()[1:] for line in out.splitlines() if line.startswith("[GNUPG:] ")]
-    primary = _judge(status, wanted)
+    try:
+        primary = _judge(status, wanted)
+    except IntegrityError as err:
+        raise IntegrityError(f"failed to verify pgp signature: {err}") from err
     _, out, _ = await _run([*gpg, "--with-colons", "--list-keys", primary], home)
     for fields in (line.split(":") for line in out.splitlines() if line.startswith("pub:")):
         if fields[3] in _RSA and int(fields[2]) < _RSA_BITS:
@@ -187,7 +190,7 @@ def _judge(status: Sequence[Sequence[str]], wanted: Wanted) -> str:
 async def _verify_ssh(wanted: Wanted, home: Path) -> None:
     keys = _SSH_KEY.findall(wanted.keys)
     if not keys:
-        raise UsageError("failed to read SSH public key: none was given", hint="give the key of who signed, as in a .pub file")
+        raise UsageError("failed to parse ssh public key: none was given", hint="give the key of who signed, as in a .pub file")
     signers = "".join(f'signer namespaces="git" {key}\n' for key in keys)
     await asyncio.to_thread((home / "signers").write_text, signers)
     check = ["ssh-keygen", "-Y", "verify", "-f", "signers", "-I", "signer", "-n", "git", "-s", "signature"]
