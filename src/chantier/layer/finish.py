@@ -16,7 +16,8 @@ from pathlib import Path
 from chantier import kernel
 from chantier.errors import IntegrityError
 
-from .unpack import Pending, failure
+from .metadata import failure
+from .unpack import Pending
 from .view import OPAQUE_XATTRS, Node, View
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

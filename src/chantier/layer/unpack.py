@@ -12,39 +12,33 @@ below are there.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import queue
 import stat
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from chantier import kernel
-from chantier.errors import CancelledError_, ChantierError, DiskFullError, IntegrityError, StoreError, UsageError
+from chantier.errors import IntegrityError, UsageError
 from chantier.kernel.trace import point
 from chantier.spec import Digest
 from chantier.values import dataclass
 
 from . import owners
+from .ahead import ReadAhead, StreamError
 from .header import BLOCKDEV, CHARDEV, DIRECTORY, FIFO, HARDLINK, REGULAR, SYMLINK, Entry
+from .metadata import failure, file_time, set_metadata, set_xattrs
 from .pack import never
 from .reader import TarReader
 from .view import OPAQUE_XATTRS
 
-_CHUNK = 1 << 20
-_FIRST = 1 << 18
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _META = b".wh..wh."  # aufs's own files at the root of old layers: no part of the image
 _CACHED_PARENTS = 64
-_MAX_NS = (1 << 63) - 1
-# Overlayfs would believe these: a layer could redirect a directory to anywhere in another one.
-_OVERLAY_XATTRS = ("trusted.overlay.", "user.overlay.")
 _DEVICE_KIND = {CHARDEV: stat.S_IFCHR, BLOCKDEV: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 
 
@@ -91,7 +85,7 @@ def unpack(
     """
     if convert not in ("overlay", "apply"):
         raise UsageError(f"cannot unpack by {convert!r}", hint="overlay or apply")
-    source = _Source(stream, cancelled)
+    source = ReadAhead(stream, cancelled)
     try:
         with _Unpacker(into, overlay=convert == "overlay") as unpacker:
             reader = TarReader(source)
@@ -103,7 +97,7 @@ def unpack(
             reader.drain()
             unpacker.finish()
         digest, size = source.digest()
-    except _StreamError as err:
+    except StreamError as err:
         raise err.cause from None
     finally:
         source.close()
@@ -115,76 +109,6 @@ def unpack(
         pending = Pending()
     point("unpack.finished")
     return UnpackResult(diff_id=digest, size=size, entries=entries, pending=pending)
-
-
-class _StreamError(Exception):
-    """An OSError of the stream, on its way past those who would take it for one of the target."""
-
-    def __init__(self, cause: OSError) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-class _Source:
-    """The chunks of the tar, read, decompressed and hashed ahead in a thread once the tar proves to be more than one chunk."""
-
-    def __init__(self, stream: BinaryIO, cancelled: Callable[[], bool]) -> None:
-        self._stream = stream
-        self._cancelled = cancelled
-        self._sha = hashlib.sha256()
-        self._size = 0
-        self._chunks: queue.Queue[bytes | BaseException] = queue.Queue(4)
-        self._thread: threading.Thread | None = None
-        self._first = True
-        self._over = False
-        self._stop = False
-
-    def __call__(self) -> bytes:
-        if self._cancelled():
-            raise CancelledError_
-        if self._over:
-            return b""
-        if self._first:
-            self._first = False
-            try:
-                return self._read(_FIRST)
-            except OSError as err:
-                raise _StreamError(err) from err
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="chantier-unpack-read", daemon=True)
-            self._thread.start()
-        chunk = self._chunks.get()
-        if isinstance(chunk, BaseException):
-            self._over = True
-            raise _StreamError(chunk) if isinstance(chunk, OSError) else chunk
-        self._over = not chunk
-        return chunk
-
-    def digest(self) -> tuple[Digest, int]:
-        return Digest("sha256:" + self._sha.hexdigest()), self._size
-
-    def close(self) -> None:
-        """End the thread, also half-way."""
-        self._stop = True
-        while self._thread is not None and self._thread.is_alive():
-            with suppress(queue.Empty):
-                self._chunks.get(timeout=0.01)
-
-    def _read(self, size: int) -> bytes:
-        chunk = self._stream.read(size)
-        self._sha.update(chunk)
-        self._size += len(chunk)
-        return chunk
-
-    def _run(self) -> None:
-        try:
-            while not self._stop:
-                chunk = self._read(_CHUNK)
-                self._chunks.put(chunk)
-                if not chunk:
-                    return
-        except BaseException as err:  # raised again where the chunks are taken
-            self._chunks.put(err)
 
 
 class _Parent:
@@ -572,48 +496,3 @@ def _write_sparse(fd: int, entry: Entry, reader: TarReader) -> None:
             count = min(left, len(view))
             view, left = view[count:], left - count
     os.ftruncate(fd, entry.real_size)
-
-
-def set_metadata(fd: int, entry: Entry, uid: int, gid: int, *, chown: bool) -> None:
-    """Owner, attributes, mode, times, in this order: changing the owner clears set-id bits and capabilities."""
-    owner = owners.held(entry.uid, entry.gid)
-    if chown or owner != (uid, gid):
-        os.fchown(fd, *owner)
-    if entry.xattrs:
-        set_xattrs(fd, entry.xattrs)
-    os.fchmod(fd, entry.mode)
-    mtime = file_time(entry.mtime_ns)
-    os.utime(fd, ns=(mtime, mtime))
-
-
-def set_xattrs(place: int | bytes, xattrs: Mapping[str, bytes]) -> None:
-    """Extended attributes, but for those that speak to overlayfs, and those this file system or user cannot have."""
-    for name, value in xattrs.items():
-        if name.startswith(_OVERLAY_XATTRS):
-            continue
-        try:
-            kernel.set_xattr(place, name, value)
-        except OSError as err:
-            if err.errno == errno.EOPNOTSUPP:
-                continue
-            # user.* on links and devices, trusted.* and the like without privilege; capabilities are no detail.
-            if err.errno == errno.EPERM and (kernel.in_user_namespace() or not name.startswith("security.")):
-                continue
-            raise
-
-
-def file_time(nanoseconds: int) -> int:
-    """A time as utimensat(2) takes it; what no file system has becomes 1970, as upstream does."""
-    return nanoseconds if -_MAX_NS <= nanoseconds <= _MAX_NS else 0
-
-
-def failure(brief: str, err: OSError) -> ChantierError:
-    """The room's error for a system call's: links in circles and names too long are the layer's fault, the rest is not."""
-    text = f"{brief}: {err.strerror}"
-    if err.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(text, hint="free some space or prune the cache")
-    if err.errno == errno.EINVAL and kernel.in_user_namespace():
-        return StoreError(text, hint="the user namespace may lack this owner's ids: see /etc/subuid and /etc/subgid")
-    if err.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL):
-        return IntegrityError(text)
-    return StoreError(text)
