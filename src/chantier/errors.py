@@ -30,8 +30,9 @@ wants more, `hint` says what to do. `exit_code` follows docker buildx (1 in gene
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
+
+from chantier.values import dataclass, field
 
 EX_TEMPFAIL = 75
 

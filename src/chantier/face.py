@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from chantier.values import fields, replace
 
 from .client import BuildRequest, BuildResult, Output, Prepared, Secret, parse_output, prepare
 from .config import Config
@@ -291,7 +292,7 @@ def _logins(values: Mapping[str, Credentials | tuple[str, str] | str]) -> dict[s
 
 def request_of(context: str | os.PathLike[str], **options: Any) -> BuildRequest:
     """A BuildRequest from friendly types: paths, lists, strings for outputs, plain values for secrets."""
-    known = set(BuildRequest.__dataclass_fields__)
+    known = {one.name for one in fields(BuildRequest)}
     unknown = set(options) - known
     if unknown:
         import difflib

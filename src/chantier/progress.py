@@ -15,10 +15,9 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Protocol
 
-from chantier.values import dataclass
+from chantier.values import dataclass, replace
 
 from .errors import Source
 

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields
 from typing import Any
 
 from .errors import NotFoundError, UsageError
 from .progress import now
-from .values import dataclass
+from .values import dataclass, field, fields
 
 RUNNING, COMPLETED, ERROR, CANCELED, INTERRUPTED = "running", "completed", "error", "canceled", "interrupted"
 LOG_TYPE = "application/vnd.buildkit.status.v0"

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import pickle
+import pkgutil
+import re
 import threading
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, InitVar, field
+from dataclasses import FrozenInstanceError, InitVar
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import pytest
 
+import chantier
 from chantier import values
 
 Make = Callable[..., Any]
@@ -29,6 +34,8 @@ class Sent:
 
 
 def shapes(make: Make) -> dict[str, Any]:
+    field: Make = values.field if make is values.dataclass else dataclasses.field
+
     @make(frozen=True, slots=True, kw_only=True)
     class Point:
         """A point."""
@@ -142,6 +149,68 @@ def test_it_is_what_dataclasses_makes(name: str, args: tuple[object, ...], named
     ours, theirs = shapes(values.dataclass)[name], shapes(dataclasses.dataclass)[name]
     assert told(ours, args, named) == told(theirs, args, named)
     assert told(ours, args, named) == told(theirs, args, named), "the second time"
+
+
+@pytest.mark.parametrize(("name", "args", "named"), CALLS)
+def test_before_it_is_compiled_it_is_what_dataclasses_makes(
+    name: str, args: tuple[object, ...], named: dict[str, object]
+) -> None:
+    ours, theirs = shapes(values.dataclass)[name], shapes(dataclasses.dataclass)[name]
+    assert _without_looking(ours, args, named) == _without_looking(theirs, args, named)
+
+
+def _without_looking(cls: Any, args: tuple[object, ...], named: dict[str, object]) -> object:
+    """What uses of values show that need no compiled method, but for errors."""
+    try:
+        made = cls(*args, **named)
+    except TypeError as err:
+        return str(err)
+    again = cls(*args, **named)
+    return {
+        "values": {name: getattr(made, name) for name in [one.name for one in values.fields(made)]},
+        "plain": values.asdict(made),
+        "equal": made == again,
+        "hashable": _try(lambda: hash(made) == hash(again)),
+        "replaced": _try(lambda: values.asdict(values.replace(made, **named))),
+        "a dict": vars(made) if hasattr(made, "__dict__") else None,
+    }
+
+
+def test_many_instances_make_it_compiled() -> None:
+    @values.dataclass(frozen=True, slots=True)
+    class Often:
+        a: int
+        b: tuple[int, ...] = values.field(default=(), compare=False)
+
+    made = [Often(n, (n,)) for n in range(500)]
+    assert [(one.a, one.b) for one in made] == [(n, (n,)) for n in range(500)]
+    assert len(set(made)) == 500
+    assert made[3] == Often(3)
+    assert Often.__init__.__code__.co_varnames[:3] == ("self", "a", "b")
+
+
+def test_every_value_of_the_package_can_be_completed() -> None:
+    """What only `dataclasses` checks: defaults that may change, an order of fields that cannot be, frozen above not frozen."""
+    seen = 0
+    for module in pkgutil.walk_packages(chantier.__path__, "chantier."):
+        if ".pb." in module.name or module.name.endswith("__main__"):
+            continue
+        for cls in vars(importlib.import_module(module.name)).values():
+            if isinstance(cls, type) and "__plan__" in cls.__dict__:
+                before = [one.name for one in values.fields(cls)]
+                values.complete(cls)
+                assert [one.name for one in dataclasses.fields(cls)] == before
+                seen += 1
+    assert seen > 300
+
+
+def test_nobody_else_imports_dataclasses() -> None:
+    package = Path(chantier.__path__[0])
+    importers = [
+        path for path in package.rglob("*.py") if re.search(r"^\s*(import|from) dataclasses", path.read_text(), re.MULTILINE)
+    ]
+    allowed = {package / "values.py", package / "config/schema.py"}
+    assert set(importers) <= allowed
 
 
 def test_what_looks_at_the_class_alone_sees_a_dataclass() -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from chantier.errors import NotFoundError, StoreError, UsageError
@@ -15,6 +14,7 @@ from chantier.progress import Step
 from chantier.snapshot import Snapshotter
 from chantier.spec import Descriptor, new_id
 from chantier.store import BlobStore, Db, Eviction, Policy, Root, UsageRecord
+from chantier.values import replace
 
 from .compose import flat_inputs, layer_ids
 from .fetch import Blobs

@@ -7,11 +7,11 @@ What a live process is in the middle of is not damage: what is held is passed ov
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from chantier.errors import IntegrityError, NotFoundError
 from chantier.snapshot import Snapshotter
 from chantier.store import Root
+from chantier.values import dataclass
 
 from .realise import snapshot_exists
 from .records import BASE, DIFF, LAYER, MERGE, Record, Records

@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -26,6 +25,7 @@ from chantier.errors import CancelledError_, ChantierError, NotFoundError
 from chantier.kernel import is_whiteout, open_in_root
 from chantier.spec.glob import base_name, compile_glob, split_wildcards
 from chantier.spec.patterns import Parents, Patterns, clean
+from chantier.values import dataclass
 
 from .file_digest import digest_file, header, text, tick, xattrs, xattrs_at
 from .types import never

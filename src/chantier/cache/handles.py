@@ -14,13 +14,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from chantier.errors import NotFoundError, StoreError
 from chantier.kernel.trace import point
 from chantier.snapshot import unmount
 from chantier.store import Root
+from chantier.values import dataclass, field
 
 from .records import Record, Records
 

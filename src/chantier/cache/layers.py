@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chantier.errors import IntegrityError, StoreError, UsageError
@@ -14,6 +13,7 @@ from chantier.layer import WrittenLayer, convert_layer, decompressor, write_laye
 from chantier.spec import Descriptor, Digest, to_docker, to_oci
 from chantier.spec.media import layer_type
 from chantier.store import Writer
+from chantier.values import dataclass, replace
 
 from .compose import layer_ids, prepare_inputs, stack_of
 from .realise import Trees

@@ -8,11 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from chantier.errors import CancelledError_
 from chantier.progress import Step
+from chantier.values import dataclass, replace
 
 from .types import never
 

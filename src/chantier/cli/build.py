@@ -7,13 +7,13 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from chantier.client import BuildRequest, BuildResult, parse_output, prepare
 from chantier.client.parse import parse_contexts, parse_labels, parse_pairs, parse_secret, parse_size, parse_ssh
 from chantier.client.provenance import metadata_mode
 from chantier.display import Display, open_display, print_error, print_warnings
 from chantier.errors import ChantierError, UsageError
+from chantier.values import replace
 
 from .args import Parser
 from .logs import logging_to

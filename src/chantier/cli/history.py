@@ -9,13 +9,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from chantier.driver.embedded import Embedded
 from chantier.driver.select import EMBEDDED, find_builder
 from chantier.errors import UsageError
+from chantier.values import asdict
 
 from .args import Parser
 from .builders import add_builder

@@ -8,12 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chantier.config import Config, find, load, state_root
 from chantier.spec import Reference
+from chantier.values import asdict
 
 from .args import Parser
 

@@ -6,14 +6,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from chantier.errors import UsageError
 from chantier.session.types import Credentials
 from chantier.spec import Platform, host_platform, new_id
-from chantier.values import dataclass
+from chantier.values import dataclass, field, replace
 
 from .attest import DEFAULT_PROVENANCE, attest_attrs, has_default
 from .cache_dir import stores, with_digest

@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from chantier.errors import UsageError
 from chantier.spec import new_id
+from chantier.values import dataclass, field
 
 from .request import BuildRequest
 

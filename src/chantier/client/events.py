@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 from chantier.errors import Source, SourceRange
 from chantier.pb import control_pb2 as pb
 from chantier.progress import Event, Group, Log, Status, Vertex, Warning
+from chantier.values import replace
 
 
 def events_of(message: pb.StatusResponse) -> Iterator[Event]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import field
 from typing import Any, Protocol
 
 from chantier.errors import ChantierError, NotFoundError
@@ -17,7 +16,7 @@ from chantier.llb.shells import NO_SHELL, NO_SHELL_HINT, shells_of
 from chantier.pb import gateway_pb2 as pb
 from chantier.pb import ops_pb2
 from chantier.spec import new_id
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 from chantier.wire import Detail, GrpcError, Stub, error_of
 from chantier.wire.status import UNIMPLEMENTED
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from chantier.errors import UsageError
+from chantier.values import dataclass, field, replace
 
 FILE_TYPES = ("tar", "oci", "docker")
 DIRECTORY_TYPES = ("local",)

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Any
 
 from chantier.session.types import Credentials
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from .output import Output
 

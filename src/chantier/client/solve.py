@@ -16,7 +16,6 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from chantier.errors import UnsupportedError
@@ -25,6 +24,7 @@ from chantier.pb import gateway_pb2 as pb
 from chantier.pb import ops_pb2
 from chantier.progress import Reporter
 from chantier.session.serve import Attached, Offered
+from chantier.values import dataclass, field
 from chantier.wire import Channel, GrpcError, Stub
 
 from .attest import DEFAULT_PROVENANCE

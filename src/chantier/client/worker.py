@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 
 from chantier.pb import control_pb2 as pb
 from chantier.pb import ops_pb2, worker_pb2
 from chantier.spec import Platform
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from chantier.values import dataclass
 
 from .gc import gc_rules
 from .lines import Path, line_map

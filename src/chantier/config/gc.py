@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from chantier.values import dataclass, replace
 
 from .units import Size
 from .values import WorkerConfig

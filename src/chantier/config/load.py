@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from chantier.errors import ConfigError
+from chantier.values import replace
 
 from .lines import Path as KeyPath
 from .lines import line_map

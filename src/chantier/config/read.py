@@ -6,11 +6,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from .lines import Path
 from .schema import ItemError, Key, Scalar, Table, keys_of

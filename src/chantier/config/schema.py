@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, field, fields
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from chantier.values import dataclass
+from chantier.values import dataclass, field, fields
 
 from .units import name_of, read_duration, read_size, write_duration, write_size
 
+if TYPE_CHECKING:
+    from dataclasses import Field
+
 EMPTY: Mapping[str, Any] = MappingProxyType({})
+_UNSET: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +55,12 @@ class Key:
     about: str = ""
 
 
-def toml(name: str, kind: Kind, default: Any = MISSING, *, deprecated: str = "", about: str = "") -> Any:
+def toml(name: str, kind: Kind, default: Any = _UNSET, *, deprecated: str = "", about: str = "") -> Any:
     """A dataclass field that is the TOML key `name`."""
     metadata = {"toml": Key(name, kind, deprecated, about)}
     if default is EMPTY:
         return field(default_factory=lambda: EMPTY, metadata=metadata)
-    if default is not MISSING:
+    if default is not _UNSET:
         return field(default=default, metadata=metadata)
     if isinstance(kind, Table) and not kind.many and not kind.named:
         return field(default_factory=kind.cls, metadata=metadata)

@@ -7,9 +7,8 @@ Upstream's meaning of each key is protocol.md section 7; what is ours stands in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import field
 
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from .patterns import is_pattern, pattern_error
 from .schema import (

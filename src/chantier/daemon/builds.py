@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from chantier.errors import ChantierError
 from chantier.progress import now
+from chantier.values import dataclass, field
 from chantier.wire import GrpcError
 from chantier.wire.status import NOT_FOUND, UNKNOWN
 

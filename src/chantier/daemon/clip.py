@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import field
 
 from chantier.pb import control_pb2 as pb
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 _SIZE = 2 << 20
 _SPEED = 200 << 10

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from google.protobuf import empty_pb2
 
 from chantier.errors import ChantierError
 from chantier.pb import content_pb2 as pb
+from chantier.values import dataclass
 from chantier.wire import GrpcError, ServerCall, Service
 from chantier.wire.status import FAILED_PRECONDITION, INVALID_ARGUMENT, NOT_FOUND, OUT_OF_RANGE
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from chantier.errors import CancelledError_, ChantierError, SessionError
 from chantier.pb import control_pb2 as pb
 from chantier.progress import now
 from chantier.session.remote import RemoteSession
+from chantier.values import replace
 from chantier.wire import GrpcError, ServerCall, Service
 from chantier.wire.status import CANCELLED, UNAVAILABLE, UNKNOWN
 

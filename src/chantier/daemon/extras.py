@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from chantier import __version__
 from chantier.pb import control_pb2, daemon_pb2
 from chantier.progress import now
+from chantier.values import asdict
 from chantier.wire import ServerCall, Service
 
 if TYPE_CHECKING:

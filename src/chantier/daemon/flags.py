@@ -6,13 +6,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from chantier import __version__
 from chantier.config import Config, Size, TlsConfig, find, load
 from chantier.errors import UsageError
+from chantier.values import dataclass, replace
 
 _TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
 _FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from chantier.pb import control_pb2 as pb
 from chantier.record import ATTESTATION_TYPE, CANCELED, ERROR_TYPE, LOG_TYPE, BuildRecord
 from chantier.spec import dumps_indent
 from chantier.spec.slsa import PROVENANCE
+from chantier.values import dataclass
 from chantier.wire import GrpcError
 from chantier.wire.status import CANCELLED, UNKNOWN
 

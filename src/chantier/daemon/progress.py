@@ -13,12 +13,12 @@ import os
 import struct
 import threading
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chantier.pb import control_pb2 as pb
 from chantier.pb import ops_pb2
 from chantier.progress import Event, Log, Status, Vertex, Warning, now
+from chantier.values import dataclass, replace
 
 _DELAY_S = 0.05  # what comes within it goes out together
 _SPLIT_BYTES = 1 << 20

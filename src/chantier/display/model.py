@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import field
 
 from chantier.progress import Event, Log, Status, Vertex, Warning, now
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 _KEPT_LINES = 1000
 

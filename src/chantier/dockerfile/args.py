@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 
 from chantier.errors import ChantierError
 from chantier.llb import Proxy
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from .instructions import Arg, ArgPair, Program
 from .scope import Platforms, Ranges

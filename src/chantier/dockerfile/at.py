@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 
 from chantier.errors import DockerfileError
 from chantier.spec import Platform
+from chantier.values import dataclass, replace
 
 from . import lint as checks
 from .graph import Node, Planned

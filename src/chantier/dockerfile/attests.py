@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from chantier.errors import ReferenceError_, UsageError
 from chantier.spec import Reference
+from chantier.values import dataclass, field
 
 DEFAULT_GENERATOR = "docker/buildkit-syft-scanner:stable-1"
 

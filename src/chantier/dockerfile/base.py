@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from chantier.errors import ChantierError, ReferenceError_
 from chantier.llb import DEFAULT_PATH, How, State, image, scratch
 from chantier.spec import Platform, Reference
+from chantier.values import dataclass, replace
 
 from . import lint as checks
 from .bridge import Resolver

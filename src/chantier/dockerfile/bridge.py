@@ -8,14 +8,13 @@ itself. Nothing here runs a step by itself: `solve` gives a handle, and only rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from typing import Literal, Protocol
 
 from chantier.errors import UnsupportedError
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Warning
 from chantier.spec import Platform
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

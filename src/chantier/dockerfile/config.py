@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
 from typing import Any
 
 from chantier.errors import IntegrityError
 from chantier.llb import DEFAULT_PATH
 from chantier.spec import Platform, dumps
-from chantier.values import dataclass
+from chantier.values import dataclass, field, replace
 
 HISTORY_COMMENT = "buildkit.dockerfile.v0"
 _FRACTION = re.compile(r"(\.\d*?)0+(?=Z|[+-]\d\d:\d\d\Z)")

@@ -11,7 +11,6 @@ import json
 import re
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import field, replace
 from posixpath import basename, dirname, join
 from typing import TypeVar
 
@@ -37,7 +36,7 @@ from chantier.llb import oci_layout as oci_layout_state
 from chantier.pb import ops_pb2 as pb
 from chantier.spec import Platform, Reference
 from chantier.spec.patterns import read_ignore
-from chantier.values import dataclass
+from chantier.values import dataclass, field, replace
 
 from .bridge import Bridge, OciStore, SolvedRef
 from .config import Image

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import field, replace
 from typing import Any
 
 from chantier.errors import ChantierError, DockerfileError, ReferenceError_
@@ -19,7 +18,7 @@ from chantier.llb import caps as cap
 from chantier.pb import ops_pb2 as pb
 from chantier.spec import Platform, Reference
 from chantier.spec.patterns import Patterns
-from chantier.values import dataclass
+from chantier.values import dataclass, field, replace
 
 from . import lint as checks
 from .advice import advise

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from chantier.errors import DockerfileError
+from chantier.values import replace
 
 from . import lint as checks
 from .args import ArgInfo

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import replace
 from urllib.parse import unquote, urlsplit
 
 from chantier.errors import DockerfileError, ReferenceError_, UsageError
 from chantier.llb import Copying, FileAction, GitRef, Group, How, Owner, State, http, merge, scratch
 from chantier.llb import caps as cap
 from chantier.spec import Digest, new_id
-from chantier.values import dataclass
+from chantier.values import dataclass, replace
 
 from . import lint as checks
 from .at import At

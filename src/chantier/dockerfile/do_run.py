@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 
 from chantier import llb
 from chantier.errors import DockerfileError
 from chantier.llb import caps as cap
 from chantier.llb.run import Sharing
+from chantier.values import dataclass, field, replace
 
 from . import mounts as mount_words
 from .at import At

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from chantier.llb import FileAction, Owner
+from chantier.values import replace
 
 from . import lint as checks
 from .at import At

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from chantier.errors import DockerfileError
+from chantier.values import dataclass, field
 
 from .gotext import SPACE, SPACES
 from .names import hint

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from chantier.errors import ChantierError, ReferenceError_, Source, UnsupportedError
 from chantier.llb import SourceMap
@@ -13,6 +12,7 @@ from chantier.llb import caps as cap
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Warning
 from chantier.spec import Platform, Reference, dumps
+from chantier.values import replace
 
 from .bridge import Attestation, Bridge, CacheImport, FrontendResult, OciStore, ResolvedImage, SolvedRef, SourceMeta
 from .calls import answer

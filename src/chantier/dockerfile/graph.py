@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import field
 
 from chantier.errors import ChantierError, DockerfileError
 from chantier.spec import Platform
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from .config import Image
 from .contexts import NamedContext

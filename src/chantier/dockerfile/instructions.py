@@ -8,11 +8,10 @@ give it to `shell.Lex.process_word`. The rest is final text.
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import TypeAlias
 
 from chantier.errors import Source, SourceRange
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

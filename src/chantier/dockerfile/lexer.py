@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import field, replace
 from typing import Final
 
 from chantier.errors import DockerfileError, Source, SourceRange
-from chantier.values import dataclass
+from chantier.values import dataclass, field, replace
 
 from .directives import DirectiveReader
 from .flags import split_flags

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import field
 from typing import Final
 
 from chantier.errors import DockerfileError, SourceRange
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from .directives import DirectiveReader, find_directive
 from .gotext import SPACE, parse_bool, quote

@@ -8,10 +8,10 @@ Mounts are read twice, as stock frontends do: `mount_froms` when the file is par
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from chantier.errors import DockerfileError
+from chantier.values import dataclass
 
 from .gotext import csv_fields, parse_bool, parse_size, parse_uint, quote
 from .instructions import Device, Run

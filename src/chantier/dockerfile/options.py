@@ -7,7 +7,6 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import field, replace
 from typing import TypeVar
 
 from chantier.errors import ChantierError, ReferenceError_, UsageError
@@ -15,7 +14,7 @@ from chantier.llb import Device, Resources, Ulimit
 from chantier.llb.run import Network
 from chantier.llb.sources import ResolveMode
 from chantier.spec import Platform
-from chantier.values import dataclass
+from chantier.values import dataclass, field, replace
 
 from .attests import Sbom, attestation_options
 from .bridge import CacheImport

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
-
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from .args import ArgInfo
 from .scope import Ranges

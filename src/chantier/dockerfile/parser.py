@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Final, TypedDict
 
 from chantier.errors import DockerfileError
+from chantier.values import replace
 
 from . import lint as checks
 from .advice import advise

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from chantier.errors import UsageError
@@ -13,6 +12,7 @@ from chantier.llb import from_definition, image
 from chantier.llb.run import Mount
 from chantier.pb import ops_pb2 as pb
 from chantier.spec import Platform
+from chantier.values import dataclass
 
 from .attests import Sbom
 from .bridge import Attestation, CacheImport, Resolver, SolvedRef

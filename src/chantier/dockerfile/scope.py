@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, replace
 
 from chantier.errors import SourceRange
 from chantier.llb import Location, Proxy, SourceMap, State
 from chantier.spec import Platform
 from chantier.spec.patterns import Patterns
-from chantier.values import dataclass
+from chantier.values import dataclass, field, replace
 
 from .config import Image, rfc3339
 from .instructions import ArgPair, Instruction

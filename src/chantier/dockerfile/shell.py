@@ -8,11 +8,10 @@ same error texts and the same list of unset names as stock frontends, for every 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field, replace
 from typing import Final, NoReturn
 
 from chantier.errors import DockerfileError
-from chantier.values import dataclass
+from chantier.values import dataclass, field, replace
 
 from . import glob
 from .gotext import SPACES, quote

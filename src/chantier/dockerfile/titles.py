@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from chantier.errors import ReferenceError_
 from chantier.spec import Platform
+from chantier.values import replace
 
 
 def internal(text: str) -> str:

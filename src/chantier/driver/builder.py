@@ -7,7 +7,6 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chantier.client import BuildResult, Prepared
@@ -15,6 +14,7 @@ from chantier.client.cache_dir import name_caches
 from chantier.errors import CancelledError_, ChantierError, SolveError, UnsupportedError, UsageError
 from chantier.progress import Reporter, step
 from chantier.spec import Platform
+from chantier.values import replace
 
 from .group import Group, Node
 from .logins import credentials_of

@@ -9,12 +9,12 @@ import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from chantier.config import Config, KeyPair, RegistryConfig, dotted, line_of
 from chantier.errors import ConfigError
+from chantier.values import dataclass
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
 _SEQUENCE, _UTC_TIME, _GENERAL_TIME = 0x30, 0x17, 0x18

@@ -14,11 +14,11 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import ChantierError, NotFoundError, UsageError
+from chantier.values import dataclass
 from chantier.wire import ByteStream
 
 from .pipe import Pipe

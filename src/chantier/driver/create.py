@@ -8,12 +8,11 @@ import shlex
 import tomllib
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from urllib.parse import urlencode
 
 from chantier.errors import ChantierError, NotFoundError, UsageError
 from chantier.spec import Platform
-from chantier.values import dataclass
+from chantier.values import dataclass, replace
 
 from .context import DEFAULT, Contexts
 from .delivery import files_of, text_of

@@ -15,11 +15,11 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from chantier.errors import ChantierError, UsageError
+from chantier.values import dataclass
 from chantier.wire import ByteStream, Channel, Keepalive, dial
 from chantier.wire.tls import client_context
 

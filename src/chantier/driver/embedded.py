@@ -7,7 +7,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +17,7 @@ from chantier.client.worker import GCRule, Usage, Version, Worker
 from chantier.config import Config, find, gc_rules, load, state_root
 from chantier.errors import ChantierError, SolveError
 from chantier.progress import Reporter
+from chantier.values import replace
 
 from .offer import open_session
 from .running import Converted, Running, result_of

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from chantier.client import Prepared
@@ -12,6 +11,7 @@ from chantier.errors import UsageError
 from chantier.llb import State, from_definition, rewritten
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter
+from chantier.values import dataclass, field
 
 from .running import Running
 

@@ -7,12 +7,11 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Any
 
 from chantier.errors import ChantierError, UsageError
 from chantier.spec import Platform, dumps
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9.\-_]*\Z")
 

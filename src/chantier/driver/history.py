@@ -12,13 +12,13 @@ import json
 import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from chantier.client import history
 from chantier.errors import UnsupportedError, UsageError
 from chantier.progress import Event, Silent
 from chantier.record import RUNNING, BuildRecord, choose, load_record
+from chantier.values import asdict
 
 if TYPE_CHECKING:
     from chantier.client.client import Client

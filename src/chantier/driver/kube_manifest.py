@@ -6,11 +6,11 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from chantier.errors import UsageError
+from chantier.values import dataclass, field
 
 from .container_spec import CONFIG_DIR, STATE, check_path
 from .group import Node

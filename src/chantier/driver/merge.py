@@ -8,7 +8,6 @@ import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from chantier.client import BuildResult, Output, Prepared
@@ -17,6 +16,7 @@ from chantier.progress import Reporter, step
 from chantier.session.types import Credentials
 from chantier.spec import Reference, new_id
 from chantier.spec.gojson import dumps_indent
+from chantier.values import replace
 
 from .delivery import unpacked
 from .logins import credentials_of

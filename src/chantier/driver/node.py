@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chantier.errors import ChantierError, UsageError
 from chantier.progress import Reporter
+from chantier.values import dataclass
 from chantier.wire import ByteStream
 
 from .group import Node

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from chantier.client import Output, Prepared
 from chantier.errors import UsageError
+from chantier.values import dataclass, replace
 
 from .node import (
     CACHE_EXPORT,

@@ -6,13 +6,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from chantier.client import BuildResult, Prepared
 from chantier.progress import Reporter
+from chantier.values import dataclass
 
 if TYPE_CHECKING:
     from chantier.config import Config

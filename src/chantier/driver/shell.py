@@ -11,10 +11,10 @@ import termios
 import tty
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chantier.errors import ChantierError, UsageError
+from chantier.values import dataclass
 
 if TYPE_CHECKING:
     from chantier.client.failed import Failed

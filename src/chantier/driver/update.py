@@ -6,11 +6,11 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from chantier.config import Config, parse
 from chantier.config.restart import changes_that_need_a_restart
 from chantier.errors import ChantierError, UsageError
+from chantier.values import dataclass, replace
 
 from .builder import Builder
 from .delivery import files_of, text_of

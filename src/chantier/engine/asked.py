@@ -8,13 +8,13 @@ what was solved to read from it (the Dockerfile, .dockerignore), images whose co
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import UsageError
 from chantier.llb.git_url import GitRef
 from chantier.pb import ops_pb2 as pb
 from chantier.spec.purl import redacted
+from chantier.values import dataclass, field
 
 from .materials import ImageSource, Materials
 from .producers import Producers

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from chantier.cache import Ref
@@ -23,6 +22,7 @@ from chantier.op.worker import run_all, threaded
 from chantier.progress import now
 from chantier.spec import Platform, descriptor_to_json, dumps_indent, host_platform
 from chantier.spec.slsa import to_v02
+from chantier.values import replace
 
 from .bridge import EngineRef
 from .llb_json import Steps, source_of, steps_of

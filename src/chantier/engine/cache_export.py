@@ -12,7 +12,6 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +28,7 @@ from chantier.progress import Reporter, Step, Warning, step
 from chantier.solver import Built, CacheRecord, ExportKey
 from chantier.spec import CACHE_CONFIG, Descriptor, Reference, descriptor_to_json, digest_of, dumps
 from chantier.store import BlobStore
+from chantier.values import dataclass, field
 
 from .cache_import import Options
 

@@ -12,7 +12,6 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from chantier.cache import LayerSource, Ref
@@ -24,6 +23,7 @@ from chantier.op.worker import threaded
 from chantier.progress import Reporter, Step, Warning, step
 from chantier.solver import KeySource
 from chantier.spec import Descriptor, Index, Reference, parse_manifest
+from chantier.values import dataclass
 
 if TYPE_CHECKING:
     from chantier.solver import Job

@@ -13,14 +13,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from chantier.config import Config
 from chantier.errors import ChantierError
 from chantier.kernel import userns
-from chantier.values import dataclass
+from chantier.values import asdict, dataclass
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 _LOW_BYTES = 2 << 30

@@ -7,11 +7,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from chantier.cache.listing import Listings, differences
 from chantier.solver import Explanation, KeyInfo, KeyStore
+from chantier.values import replace
 
 _LIMIT = 8
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import ChantierError, StepError
 from chantier.op.failed import FailedContainer, FailedStep
+from chantier.values import dataclass
 
 if TYPE_CHECKING:
     from .build import Build

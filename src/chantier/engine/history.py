@@ -24,7 +24,6 @@ import threading
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,6 +45,7 @@ from chantier.record import (
     load_record,
 )
 from chantier.solver import Explanation
+from chantier.values import asdict, replace
 
 from .attachments import Attachments
 from .events import dump, load

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from chantier.llb.definition import raw_ops
@@ -13,6 +12,7 @@ from chantier.op.key_json import struct
 from chantier.pb import ops_pb2 as pb
 from chantier.spec import digest_of
 from chantier.spec.purl import redacted
+from chantier.values import dataclass
 
 _HERE_ONLY = ("local.session", "local.unique")
 

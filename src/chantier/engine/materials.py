@@ -7,7 +7,6 @@ It is read off the graph of a reference while the build's job lives: sources kno
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import ReferenceError_
@@ -15,6 +14,7 @@ from chantier.llb.definition import LoadedVertex, platform_of
 from chantier.pb import ops_pb2 as pb
 from chantier.spec import Platform, Reference
 from chantier.spec.purl import package_url, redacted
+from chantier.values import dataclass, field
 
 if TYPE_CHECKING:
     from chantier.solver.vertex import ActiveVertex

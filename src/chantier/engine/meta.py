@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from chantier.cache import Ref
 from chantier.dockerfile.bridge import SourceMeta
 from chantier.op import Worker
 from chantier.pb import ops_pb2 as pb
+from chantier.values import replace
 
 
 async def source_meta(

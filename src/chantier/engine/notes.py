@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from pathlib import Path
 
 from chantier.errors import StoreError
@@ -22,6 +21,7 @@ from chantier.op.image import Seen
 from chantier.registry import HostState
 from chantier.spec import Digest
 from chantier.store import Db
+from chantier.values import asdict, fields
 
 _log = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 20

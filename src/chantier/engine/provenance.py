@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from chantier.errors import UsageError
 from chantier.export import parse_bool
 from chantier.spec import host_platform
 from chantier.spec.times import rfc3339
+from chantier.values import dataclass, field
 
 from .asked import Asked
 from .materials import Materials

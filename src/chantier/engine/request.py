@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from chantier.pb import ops_pb2 as pb
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 if TYPE_CHECKING:
     from chantier.dockerfile.bridge import FrontendResult

@@ -11,7 +11,6 @@ import os
 import posixpath
 import stat
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +19,7 @@ from chantier.errors import IntegrityError, NotFoundError, UsageError
 from chantier.kernel import open_in_root
 from chantier.op.worker import threaded
 from chantier.snapshot import mounted
+from chantier.values import dataclass, field, replace
 
 from .types import ExportContext
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chantier.cache import LayerBlob, Ref
@@ -24,6 +23,7 @@ from chantier.spec import (
 )
 from chantier.spec.media import IN_TOTO
 from chantier.spec.purl import package_url
+from chantier.values import dataclass
 
 from .attest import statement, unbundle
 from .sbom import supplemented

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from chantier.cache import LayerBlob, Ref
@@ -24,7 +23,7 @@ from chantier.spec import (
     dumps_indent,
     to_docker,
 )
-from chantier.values import dataclass
+from chantier.values import dataclass, replace
 
 from .attestation_manifest import attestation_manifest, wants_index
 from .config import default_config, patch_config

@@ -10,7 +10,6 @@ import asyncio
 import tarfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from chantier.cache import Ref
@@ -20,6 +19,7 @@ from chantier.progress import Step
 from chantier.session.types import FileSink, KnowingSink
 from chantier.spec import Descriptor, Reference, descriptor_to_json, dumps
 from chantier.spec.times import rfc3339
+from chantier.values import replace
 
 from .image import Blob, Image, make_image
 from .options import ImageOptions

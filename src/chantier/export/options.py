@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import field
 from typing import TYPE_CHECKING
 
 from chantier.errors import UsageError
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 if TYPE_CHECKING:
     from .types import Exportable

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from chantier.kernel.trace import point
 from chantier.op.worker import run_all, threaded
 from chantier.progress import Step
 from chantier.spec import Reference
+from chantier.values import replace
 
 if TYPE_CHECKING:
     from .image import Blob, Image

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from chantier.cache import LayerBlob
@@ -12,6 +11,7 @@ from chantier.errors import CancelledError_
 from chantier.layer import Entry, LayerWriter, TarReader, decompressor, encode
 from chantier.spec import Descriptor
 from chantier.spec.media import layer_type
+from chantier.values import replace
 
 from .options import Compression
 

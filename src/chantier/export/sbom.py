@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from chantier import __version__
@@ -15,6 +14,7 @@ from chantier.layer import TarReader, decompressor
 from chantier.op.worker import threaded
 from chantier.progress import Step
 from chantier.spec import dumps
+from chantier.values import replace
 
 from .attest import SPDX, Attestation, predicate_of
 from .types import ExportContext

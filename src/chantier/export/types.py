@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +13,7 @@ from chantier.progress import Reporter, Step
 from chantier.session.types import Session
 from chantier.spec import Descriptor, Platform, Reference
 from chantier.store import BlobStore
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 if TYPE_CHECKING:
     from .attest import Attestation

@@ -12,10 +12,9 @@ import shutil
 import stat
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from chantier.values import dataclass
+from chantier.values import dataclass, replace
 
 from .namespaces import IdRange, parse_id_map
 

@@ -12,12 +12,12 @@ import hashlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from chantier.errors import CancelledError_
 from chantier.spec import Digest
+from chantier.values import dataclass
 
 from .compress import Compressor
 from .pack import never, pack_diff

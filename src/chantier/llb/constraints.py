@@ -7,7 +7,6 @@ All of it except `platform` and `filters` is metadata: it never enters the diges
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypedDict
 
@@ -15,7 +14,7 @@ from chantier.errors import SourceRange
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Group
 from chantier.spec import Platform
-from chantier.values import dataclass
+from chantier.values import dataclass, field, replace
 
 if TYPE_CHECKING:
     from .state import State

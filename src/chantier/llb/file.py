@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from chantier.errors import UsageError
 from chantier.pb import ops_pb2 as pb
-from chantier.values import dataclass
+from chantier.values import dataclass, field, replace
 
 from . import caps as cap
 from .constraints import Constraints

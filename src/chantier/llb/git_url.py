@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import field, replace
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from chantier.errors import UsageError
-from chantier.values import dataclass
+from chantier.values import dataclass, field, replace
 
 _PROTOCOL = re.compile(r"[a-zA-Z0-9]+://")
 _SCHEMES = frozenset(("http", "https", "ssh", "git"))

@@ -11,12 +11,12 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape as xml
 
 from chantier.errors import UsageError
 from chantier.spec import Platform
+from chantier.values import dataclass, field
 
 from .definition import Graph, LoadedVertex
 

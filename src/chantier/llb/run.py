@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
 from typing import TYPE_CHECKING, Literal
 
 from chantier.errors import UsageError
 from chantier.pb import ops_pb2 as pb
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from . import caps as cap
 from .constraints import Constraints
@@ -245,7 +244,7 @@ class RunVertex:
                 execution.mounts.append(pb.Mount(input=-1, dest=s.target, mountType=pb.SECRET, secretOpt=opt))
 
     def _agents(self) -> tuple[Ssh, ...]:
-        from dataclasses import replace
+        from chantier.values import replace
 
         return tuple(s if s.target else replace(s, target=f"/run/buildkit/ssh_agent.{n}") for n, s in enumerate(self.ssh))
 

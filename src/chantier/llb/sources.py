@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from typing import Literal, Unpack
 
 from chantier.errors import ReferenceError_, UsageError
 from chantier.pb import ops_pb2 as pb
 from chantier.spec import Reference
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from . import caps as cap
 from .constraints import Constraints, How, constraints

@@ -11,13 +11,12 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field, replace
 from typing import TYPE_CHECKING, Unpack
 
 from chantier.errors import UsageError
 from chantier.pb import ops_pb2 as pb
 from chantier.spec import Platform
-from chantier.values import dataclass
+from chantier.values import dataclass, field, fields, replace
 
 from .constraints import Constraints, How, constraints
 from .file import BoundAction, Copying, FileAction, FileVertex, Owner, clean
@@ -158,7 +157,7 @@ class State:
             how=own,
         )
         after = self if readonly_root else self.with_output(Output(vertex, root, how.get("platform")))
-        return Ran(**{name: getattr(after, name) for name in State.__dataclass_fields__}, vertex=vertex)
+        return Ran(**{name: getattr(after, name) for name in _names()}, vertex=vertex)
 
     def file(self, action: FileAction, **how: Unpack[How]) -> State:
         """Apply file actions; one layer, no process."""
@@ -213,7 +212,7 @@ class Ran(State):
 
     @property
     def root(self) -> State:
-        return State(*(getattr(self, name) for name in State.__dataclass_fields__))
+        return State(*(getattr(self, name) for name in _names()))
 
     def mount(self, target: str) -> State:
         """Raises UsageError for a mount that cannot be asked for: tmpfs, or one whose writes are dropped."""
@@ -229,6 +228,10 @@ class Ran(State):
                 source = mount.source or State()
                 return source.with_output(Output(vertex, mount, vertex.how.platform))
         raise UsageError(f"no mount at {target}")
+
+
+def _names() -> list[str]:
+    return [one.name for one in fields(State)]
 
 
 def scratch() -> State:

@@ -8,14 +8,13 @@ A vertex holds no bytes: it is written each time it is marshalled, since its dig
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import field
 from typing import TYPE_CHECKING, Protocol
 
 from chantier.errors import Source, SourceRange, UsageError
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Group
 from chantier.spec import Platform, digest_of, host_platform, new_id
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from . import caps as cap
 from .constraints import Constraints, Location, Resources, SourceMap, merge_constraints, merge_metadata, metadata

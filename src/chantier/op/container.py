@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from chantier.pb import ops_pb2 as pb
 from chantier.progress import Silent, Step, Vertex
 from chantier.runtime import Exit, Process, Rlimit, resolve_user
 from chantier.spec import new_id
+from chantier.values import dataclass, replace
 
 from .mounts import target_of
 from .run import RunOp, _Ready, make_directory

@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from typing import Any, Protocol
 
 from chantier.cache import LayerSource, Ref
@@ -33,7 +32,7 @@ from chantier.spec import (
     is_manifest,
     parse_manifest,
 )
-from chantier.values import dataclass
+from chantier.values import dataclass, replace
 
 from .worker import Worker, threaded
 

@@ -14,7 +14,6 @@ import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from chantier.runtime.types import Bind
 from chantier.snapshot import mount_all, unmount
 from chantier.snapshot.mount import Mount
 from chantier.spec import new_id
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 if TYPE_CHECKING:
     from chantier.cache import Cache, MutableRef, Ref

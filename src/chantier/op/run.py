@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -35,6 +34,7 @@ from chantier.runtime import (
 )
 from chantier.solver.types import CacheMap
 from chantier.spec import new_id
+from chantier.values import dataclass
 
 from .agent import agent_socket
 from .emulate import runs_here

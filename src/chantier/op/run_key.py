@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chantier.cache.content import Selector
@@ -19,6 +18,7 @@ from chantier.llb.definition import Graph
 from chantier.pb import ops_pb2 as pb
 from chantier.solver.types import CacheMap, ContentKey, Dep
 from chantier.spec import Platform
+from chantier.values import dataclass, field
 
 from .file import content_key, dedupe
 from .key_json import digest_of, digests

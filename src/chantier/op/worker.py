@@ -9,13 +9,13 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from chantier.errors import SessionError, UnsupportedError
 from chantier.solver.slots import Slots
 from chantier.spec import Platform, host_platform
+from chantier.values import dataclass, field
 
 if TYPE_CHECKING:
     from chantier.cache import Cache

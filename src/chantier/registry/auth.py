@@ -17,11 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import field
 from urllib.parse import quote, urlencode, urlsplit
 
 from chantier.errors import RegistryError, UnauthorizedError
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from .challenge import Challenge, parse_challenges
 from .failures import said_by_server, status_error

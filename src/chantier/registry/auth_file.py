@@ -15,11 +15,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chantier.errors import ConfigError, RegistryError
+from chantier.values import dataclass
 
 HUB_KEY = "https://index.docker.io/v1/"
 _HUB_NAMES = frozenset(["docker.io", "index.docker.io", "registry-1.docker.io", HUB_KEY])

@@ -16,10 +16,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 from chantier.errors import ChantierError, RateLimitedError, RegistryError
+from chantier.values import dataclass, replace
 
 from .hosts import Host
 

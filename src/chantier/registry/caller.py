@@ -6,10 +6,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from urllib.parse import urljoin, urlsplit
 
 from chantier.errors import ChantierError, NotFoundError, RateLimitedError, RegistryError
+from chantier.values import replace
 
 from .auth import Authoriser, Conversation, denial
 from .breaker import Breakers, passed_over

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import ChantierError, IntegrityError, NotFoundError, RegistryError
 from chantier.spec import Reference
-from chantier.values import dataclass
+from chantier.values import dataclass, replace
 
 from .breaker import HostState
 from .caller import Caller

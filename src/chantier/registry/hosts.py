@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import replace
 from enum import Flag, auto
 from urllib.parse import quote
 
 from chantier.config import RegistryConfig, RegistryExtra
-from chantier.values import dataclass
+from chantier.values import dataclass, replace
 
 from .network import DIRECT, Network
 from .tables import HUB, Table, Tables

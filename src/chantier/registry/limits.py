@@ -12,10 +12,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import field
 
 from chantier.config import RegistryExtra
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from .retry import check
 from .types import Cancelled, never

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from io import BytesIO
 from types import MappingProxyType
 from typing import BinaryIO, Protocol
 
 from urllib3 import HTTPHeaderDict
+
+from chantier.values import dataclass, field, replace
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 Body = Callable[[], BinaryIO]

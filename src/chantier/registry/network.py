@@ -12,11 +12,11 @@ import ipaddress
 import os
 import ssl
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from chantier.config import NetworkConfig
 from chantier.errors import ConfigError
+from chantier.values import dataclass
 
 DIRECT = "none"
 _BUNDLES = (

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from os import SEEK_SET
 from typing import BinaryIO, cast
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from chantier.errors import IntegrityError, RegistryError
 from chantier.spec import Descriptor, Digest, Reference, is_index, is_manifest
+from chantier.values import replace
 
 from .caller import Caller
 from .failures import TransportError

@@ -12,8 +12,9 @@ import email.utils
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from chantier.values import dataclass
 
 _WINDOW = re.compile(r";\s*w=(\d+)")
 _FIELD = re.compile(r"(?:^|[;,]\s*|\s)(r|remaining|t|reset|q|limit)=(\d+)")

@@ -6,9 +6,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from chantier.errors import CancelledError_
+from chantier.values import dataclass
 
 from .types import Cancelled, never
 

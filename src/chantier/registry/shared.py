@@ -6,12 +6,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, field
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 
 from chantier.config import Config, is_pattern
-from chantier.values import dataclass
+from chantier.values import asdict, dataclass, field
 
 from .auth import Authoriser, TokenCache
 from .breaker import Breakers, HostState

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, fields
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from chantier.config import RegistryConfig, RegistryExtra, is_pattern, matching
-from chantier.values import dataclass
+from chantier.values import dataclass, field, fields
 
 from .network import Network
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from chantier.errors import FetchError
+from chantier.values import replace
 
 from .failures import TRANSIENT, TransportError, retry_after
 from .hosts import Peer

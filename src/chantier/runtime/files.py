@@ -11,11 +11,10 @@ import ipaddress
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import field
 from pathlib import Path
 
 from chantier.snapshot.mount import Mount
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from .types import Bind
 

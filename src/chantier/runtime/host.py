@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from chantier.kernel import in_user_namespace
+from chantier.values import dataclass
 
 from . import capabilities
 

@@ -13,12 +13,12 @@ import json
 import os
 import shutil
 import struct
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from chantier.errors import UnsupportedError
 from chantier.spec import new_id
+from chantier.values import dataclass, replace
 
 from .host import Host, this_host
 from .native import Native

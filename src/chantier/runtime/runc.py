@@ -19,12 +19,12 @@ import signal as signals
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from chantier.errors import NotFoundError, StoreError, UnsupportedError
 from chantier.spec import new_id
+from chantier.values import dataclass, field, replace
 
 from . import oci
 from .host import Host, this_host

@@ -15,7 +15,6 @@ import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import groupby, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 from chantier.errors import ChantierError, SessionError
 from chantier.kernel import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2, write_all
 from chantier.pb import fsutil_raw_pb2 as pb
+from chantier.values import dataclass
 from chantier.wire import Call, GrpcError
 
 from .sync import Known, Receiver

@@ -12,13 +12,13 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from chantier.errors import ChantierError, NotFoundError, SessionError, UsageError
 from chantier.kernel import write_all
 from chantier.spec import Digest, new_id
+from chantier.values import dataclass
 
 from .sync import Receiver, look, sync
 from .types import Credentials, FileSink, FilesRequest, SentTree, Stream

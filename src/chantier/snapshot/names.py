@@ -9,7 +9,6 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from chantier import kernel
@@ -17,6 +16,7 @@ from chantier.errors import NotFoundError, StoreError
 from chantier.kernel.trace import point
 from chantier.spec import new_id
 from chantier.store.db import Db
+from chantier.values import dataclass
 
 from .types import Info, Usage
 

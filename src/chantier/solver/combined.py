@@ -9,7 +9,8 @@ names, into the first store.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+
+from chantier.values import dataclass, replace
 
 from .keys import Change, Keep, KeyInfo, KeyStore, Link, Swept
 from .types import CacheRecord, Result, ResultStore

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from chantier.values import dataclass
 
 from .keys import KeyInfo, is_volatile
 

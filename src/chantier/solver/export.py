@@ -9,7 +9,8 @@ digest, sha256 of `<cache map digest>@<output>`, or of `<content digest>@-1` for
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+
+from chantier.values import dataclass
 
 from .keys import KeyStore, Link
 from .types import CacheRecord

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from chantier.values import dataclass
 
 from .flight import Flight
 from .vertex import ActiveVertex

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import field
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from chantier.progress import Group, Step
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 
 @runtime_checkable

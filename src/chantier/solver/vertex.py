@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chantier import progress
 from chantier.errors import ChantierError, SolveError
+from chantier.values import replace
 
 from .combined import CombinedKeyStore
 from .explain import Explanation

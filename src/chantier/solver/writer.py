@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+
+from chantier.values import dataclass
 
 from .keys import Change, KeyStore
 from .types import Result, ResultStore

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
 from chantier.errors import IntegrityError
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from .digest import Digest
 from .media import DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST

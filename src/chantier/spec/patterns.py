@@ -13,11 +13,10 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import field
 from typing import Final, TypeAlias
 
 from chantier.errors import ChantierError
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 from .machine import Accepts, Item, Machine, Many, One, Upto
 

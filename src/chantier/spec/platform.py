@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
 from typing import Any
 
 from chantier.errors import ReferenceError_
+from chantier.values import dataclass, replace
 
 _PART = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _OS_WITH_VERSION = re.compile(r"([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.-]*)((?:\+[A-Za-z0-9_.-]+)*)\))?\Z")

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 
 from chantier.errors import ReferenceError_
+from chantier.values import dataclass, replace
 
 from .digest import Digest
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import heapq
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from chantier.values import dataclass
 
 from .filters import compile_filters
 from .types import Disk, Eviction, Policy, UsageRecord

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from types import MappingProxyType
 
 from chantier.spec import Digest
-from chantier.values import dataclass
+from chantier.values import dataclass, field
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+
+from chantier.values import dataclass, field
 
 KINDS = frozenset(
     ["status", "reset", "eof", "wrong", "short", "long", "hang", "slow", "lost", "redirect", "no-digest", "ignore-range"]

@@ -7,11 +7,11 @@ import asyncio
 import inspect
 import signal as signals
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from chantier.errors import NotFoundError
 from chantier.runtime.types import Container, Exit, OnOutput, Process, Resize, Signal
+from chantier.values import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)

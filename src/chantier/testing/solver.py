@@ -8,7 +8,6 @@ import itertools
 import threading
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 from chantier.solver import (
@@ -25,6 +24,7 @@ from chantier.solver import (
     Swept,
     Vertex,
 )
+from chantier.values import dataclass, field
 
 
 class IntResult:

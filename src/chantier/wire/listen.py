@@ -8,9 +8,9 @@ import os
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from chantier.errors import ChantierError, UsageError
+from chantier.values import dataclass
 
 _FIRST_FD = 3  # sd_listen_fds(3)
 _MAX_PATH = 107  # unix(7)

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from chantier.values import dataclass
 
 Handler = Callable[..., Any]
 """`async (request, call) -> response` for one response, `async (request, call) -> None` that sends for several; where the client

@@ -6,10 +6,10 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from chantier import errors
+from chantier.values import dataclass
 
 from .headers import HeaderList, Metadata, decode_metadata, from_base64, percent_decode, percent_encode
 

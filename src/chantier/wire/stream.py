@@ -7,8 +7,9 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from chantier.values import dataclass
 
 from .headers import HeaderList
 from .status import INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED, GrpcError

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from chantier.cache.types import LayerBlob, LayerSource
@@ -25,6 +24,7 @@ from chantier.spec import (
     to_oci,
 )
 from chantier.spec.times import parse_rfc3339, rfc3339
+from chantier.values import dataclass, replace
 
 DIFF_ID = "containerd.io/uncompressed"
 CREATED = "buildkit/createdat"

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from chantier.cache.types import LayerBlob
 from chantier.solver.export import ExportKey
 from chantier.solver.keys import is_volatile
-from chantier.values import dataclass
+from chantier.values import dataclass, replace
 
 from .config import CacheConfig, CacheLayer, CacheRecordEntry, CacheResult, Input, LayerNote
 from .names import record_name

@@ -12,11 +12,11 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from chantier.errors import UnsupportedError
 from chantier.kernel import syscalls
+from chantier.values import dataclass
 
 # linux/bpf_common.h
 _LD = 0x20  # BPF_LD | BPF_W | BPF_ABS

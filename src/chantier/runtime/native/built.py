@@ -16,10 +16,10 @@ import sys
 import sysconfig
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from chantier.errors import UnsupportedError
+from chantier.values import dataclass
 
 _SOURCE = Path(__file__).with_name("sandbox.c")
 _SCRIPT = Path(__file__).with_name("helper.py")

@@ -16,12 +16,12 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chantier.errors import UnsupportedError
 from chantier.kernel import attach_device_program
+from chantier.values import dataclass
 
 _DEFAULT_RULES = (
     "c *:* m",

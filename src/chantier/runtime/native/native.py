@@ -7,7 +7,6 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from chantier.runtime.places import Places
 from chantier.runtime.types import Container, Exit, OnOutput, Process, Resize, Signal
 from chantier.runtime.users import home_of
 from chantier.spec import new_id
+from chantier.values import dataclass, field
 
 from .built import Helper, find_helper
 from .groups import Groups, Hierarchy

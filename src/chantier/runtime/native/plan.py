@@ -24,12 +24,12 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from chantier import kernel
 from chantier.errors import UnsupportedError, UsageError
 from chantier.runtime import capabilities
+from chantier.values import dataclass, field
 
 from .bpf import compile_filter
 from .groups import Groups

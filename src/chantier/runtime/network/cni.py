@@ -16,11 +16,11 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chantier.errors import ChantierError, ConfigError, NotFoundError, UnsupportedError
+from chantier.values import dataclass
 
 from .leases import Lease
 

@@ -19,7 +19,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ from chantier import kernel
 from chantier.errors import ChantierError, UnsupportedError
 from chantier.runtime import places
 from chantier.spec import new_id
+from chantier.values import dataclass
 
 _log = logging.getLogger(__name__)
 _TRIES = 5
