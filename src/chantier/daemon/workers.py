@@ -88,6 +88,10 @@ def worker_record(engine: Engine, *, brief: bool = False) -> worker_pb2.WorkerRe
     if brief:
         return record
     record.BuildkitVersion.CopyFrom(version())
+    if engine.devices is not None:
+        for device in engine.devices.every():
+            allowed = engine.devices.auto_allowed(device)
+            record.CDIDevices.add(Name=device.name, AutoAllow=allowed, Annotations=dict(device.annotations))
     for rule in gc_rules(engine.config.worker_oci, engine.disk().total):
         record.GCPolicy.add(
             all=rule.all,

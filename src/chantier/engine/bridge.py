@@ -97,7 +97,7 @@ class EngineRef(ReadableRef):
         self._imports = tuple(cache_imports)
         self._bridge = bridge
         self.graph = graph
-        self._edge = to_edge(graph, bridge.entitlements)
+        self._edge = to_edge(graph, bridge.entitlements, bridge.engine.devices)
         self._result: asyncio.Task[Built | None] | None = None
 
     @property

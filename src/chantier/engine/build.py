@@ -26,6 +26,7 @@ from .asked import Asked
 from .attest import Attesting
 from .bridge import EngineBridge, EngineRef
 from .cache_export import Exports
+from .devices import Granted
 from .request import SolveRequest, SolveResult
 from .verify import check_metadata, verify
 
@@ -225,6 +226,12 @@ def _entitlements(engine: Engine, request: SolveRequest) -> frozenset[str]:
     for entitlement in request.entitlements:
         if entitlement.split("=")[0] not in ENTITLEMENTS:
             raise UsageError(f"unknown entitlement {entitlement}")
+        if entitlement.startswith("device"):
+            Granted.of((entitlement,))
+            if (
+                engine.devices is not None
+            ):  # the user's to grant, as with BuildKit: what devices there are the machine's owner says
+                continue
         if engine.allowed_entitlements is not None and entitlement not in engine.allowed_entitlements:
             raise PolicyError(
                 f"granting entitlement {entitlement} is not allowed by build daemon configuration",

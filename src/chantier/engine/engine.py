@@ -29,6 +29,7 @@ from chantier.store import Db, Disk, Policy, Root, UsageRecord
 from . import owners
 from .ceiling import Ceiling
 from .credentials import Credentials
+from .devices import devices_of
 from .environment import load_environment
 from .explain import Explainer
 from .fetch import RegistryFetcher
@@ -83,6 +84,7 @@ class Engine:
         self.caps = caps.ALL
         self.registries = Registries(config)
         self.environment = load_environment(config.provenance_env_dir)
+        self.devices = devices_of(config.cdi)
         self.producers = Producers()
         self.history: History | None = None
         if history:
@@ -137,6 +139,7 @@ class Engine:
                 parallelism=self.config.worker_oci.max_parallelism,
                 registries=self.registries,
                 registry_for=self.registry_for,
+                devices=self.devices,
             )
             self.ceiling = Ceiling(self._root, self.cache, self.config.chantier.max_bytes.of(self._root.disk().total))
             self.worker.room = self.ceiling.enter_step
@@ -202,6 +205,7 @@ class Engine:
         self.registries.reload(config)
         self.environment = environment
         self.config = self.worker.config = config
+        self.devices = self.worker.devices = devices_of(config.cdi)
         self.worker.slots.resize(config.worker_oci.max_parallelism)
         self.networks.resize(config.worker_oci.cni_pool_size)
         self.ceiling.limit = config.chantier.max_bytes.of(self._root.disk().total)

@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from chantier.errors import PolicyError, UsageError
 from chantier.llb.definition import Graph, LoadedVertex
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Group
 from chantier.solver.types import Edge, Vertex
+from chantier.values import replace
+
+from .devices import allowed
+
+if TYPE_CHECKING:
+    from chantier.runtime.cdi import Devices
 
 
-def to_edge(graph: Graph, entitlements: Collection[str]) -> Edge | None:
+def to_edge(graph: Graph, entitlements: Collection[str], devices: Devices | None) -> Edge | None:
     """The edge that the graph's result stands for; None for an empty graph.
 
     Raises PolicyError `failed to load LLB: network.host is not allowed` where an operation needs what was not granted,
@@ -23,6 +30,8 @@ def to_edge(graph: Graph, entitlements: Collection[str]) -> Edge | None:
     made: dict[str, Vertex] = {}
     for digest, loaded in graph.vertices.items():
         _check_entitlements(loaded.op, entitlements)
+        if loaded.op.exec.cdiDevices:
+            loaded = _with_devices(loaded, allowed(loaded.op.exec, devices, entitlements))
         made[digest] = to_vertex(loaded, tuple(Edge(made[parent], index) for parent, index in loaded.inputs))
     return Edge(made[graph.root[0]], graph.root[1])
 
@@ -42,6 +51,15 @@ def to_vertex(loaded: LoadedVertex, inputs: tuple[Edge, ...]) -> Vertex:
         group=group,
         description=dict(metadata.description),
     )
+
+
+def _with_devices(loaded: LoadedVertex, devices: Sequence[pb.CDIDevice]) -> LoadedVertex:
+    """The same operation (its digest is what the client asked for) with the devices that it gets."""
+    op = pb.Op()
+    op.CopyFrom(loaded.op)
+    del op.exec.cdiDevices[:]
+    op.exec.cdiDevices.extend(devices)
+    return replace(loaded, op=op)
 
 
 def _check_entitlements(op: pb.Op, granted: Collection[str]) -> None:

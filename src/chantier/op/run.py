@@ -32,6 +32,7 @@ from chantier.runtime import (
     record,
     resolve_user,
 )
+from chantier.runtime.cdi import Edits
 from chantier.solver.types import CacheMap
 from chantier.spec import new_id
 from chantier.values import dataclass
@@ -61,6 +62,7 @@ _PROXIES = (
     ("all_proxy", "ALL_PROXY"),
 )
 
+_NO_EDITS = Edits()
 _NO_LIMITS = b"WARNING: its limits have no effect: cgroups are not delegated to an ordinary user here (see chantier doctor)\n"
 
 
@@ -90,13 +92,14 @@ class RunOp:
         async with AsyncExitStack() as stack:
             place = await stack.enter_async_context(self._place())
             given = await self._given(job, inputs, place, stack)
-            environment = await self._environment(job)
+            edits = await self._worker.threaded(lambda _: self._edits(runtime))
+            environment = await self._environment(job, edits)
             network = await stack.enter_async_context(self._network())
             ready = await self._worker.threaded(
-                lambda cancelled: self._set_up(job, inputs, given, place, network, cancelled), _Ready.close
+                lambda cancelled: self._set_up(job, inputs, given, place, network, cancelled, edits), _Ready.close
             )
             try:
-                container = self._container(ready, environment, network)
+                container = self._container(ready, environment, network, edits)
                 if self._limits.ByteSize() and in_user_namespace():
                     job.step.log(_NO_LIMITS, 2)
                 ended = await runtime.run(container, output=lambda stream, data: job.step.log(data, stream))
@@ -113,18 +116,25 @@ class RunOp:
                 self._failed(self._worker.no_runtime or "no OCI runtime works on this machine"),
                 hint="`chantier doctor` says what is missing for one, and for the native sandbox, which needs no program",
             )
-        required = [device.name for device in self._op.cdiDevices if not device.optional]
-        if required:
-            raise UnsupportedError(
-                self._failed(f'required device "{required[0]}" is not registered'),
-                hint="no devices are given to steps yet: leave `required` out where the step can do without",
-            )
         if not runs_here(self._platform, self._worker.platform):
             raise UnsupportedError(
                 self._failed(f"no emulator for {self._platform} is registered on this {self._worker.platform} machine"),
                 hint="register one with binfmt_misc (the package qemu-user-static does), or build natively",
             )
         return self._worker.runtime
+
+    def _edits(self, runtime: Runtime) -> Edits:
+        """What the step's devices add. Raises NotFoundError for one that is not there, UnsupportedError for what cannot be done."""
+        wanted = [(device.name, device.optional) for device in self._op.cdiDevices]
+        if not wanted or self._worker.devices is None:
+            return _NO_EDITS
+        edits = self._worker.devices.edits(wanted)
+        if (edits.devices or edits.hooks) and runtime.name == "native":
+            raise UnsupportedError(
+                self._failed("the native sandbox gives no device nodes to steps and runs no hooks of devices"),
+                hint="install runc or crun, which do",
+            )
+        return edits
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[Path]:
@@ -166,9 +176,10 @@ class RunOp:
         take = partial(take_caches, self._worker.cache, mounts, inputs)
         return await threaded(take, pool, release_caches)
 
-    async def _environment(self, job: JobContext) -> tuple[str, ...]:
+    async def _environment(self, job: JobContext, edits: Edits = _NO_EDITS) -> tuple[str, ...]:
         meta = self._op.meta
-        environment = list(meta.env)
+        added = {entry.partition("=")[0] for entry in edits.env}
+        environment = [*(entry for entry in meta.env if entry.partition("=")[0] not in added), *edits.env]
         if not any(entry.startswith("PATH=") for entry in environment):
             environment.append(f"PATH={DEFAULT_PATH}")
         for field, name in _PROXIES:
@@ -202,6 +213,7 @@ class RunOp:
         place: Path,
         network: str,
         cancelled: Callable[[], bool],
+        edits: Edits = _NO_EDITS,
     ) -> _Ready:
         """In a thread: mounts, files, user, working directory."""
         meta = self._op.meta
@@ -225,7 +237,7 @@ class RunOp:
                 extra=[(host.IP, host.Host) for host in meta.extraHosts],
                 network=network,
             )
-            binds = (*files, *staged.binds)
+            binds = (*files, *staged.binds, *edits.binds)
             stubs = record(staged.rootfs, [bind.target for bind in binds], recursive=meta.removeMountStubsRecursive)
             try:
                 user = resolve_user(staged.rootfs, meta.user)
@@ -240,7 +252,7 @@ class RunOp:
             staged.close()
             raise
 
-    def _container(self, ready: _Ready, environment: tuple[str, ...], network: str) -> Container:
+    def _container(self, ready: _Ready, environment: tuple[str, ...], network: str, edits: Edits = _NO_EDITS) -> Container:
         meta, limits = self._op.meta, self._limits
         return Container(
             id=new_id(),
@@ -251,7 +263,7 @@ class RunOp:
                 cwd=meta.cwd or "/",
                 uid=ready.user.uid,
                 gid=ready.user.gid,
-                groups=ready.user.groups,
+                groups=(*ready.user.groups, *edits.groups),
                 rlimits=tuple(Rlimit(name=u.Name.upper(), soft=u.Soft, hard=u.Hard) for u in meta.ulimit),
             ),
             binds=ready.binds,
@@ -259,6 +271,8 @@ class RunOp:
             network=network,
             readonly=ready.stage.readonly,
             insecure=self._op.security == pb.INSECURE,
+            devices=edits.devices,
+            hooks=edits.hooks,
             cgroup_parent=meta.cgroupParent or self._worker.config.worker_oci.default_cgroup_parent,
             resources=Resources(
                 memory=limits.memory,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from chantier.config import Config
     from chantier.progress import Step
     from chantier.registry import Registry
+    from chantier.runtime.cdi import Devices
     from chantier.runtime.types import Runtime
     from chantier.session.types import Session
 
@@ -72,6 +73,7 @@ class Worker:
     extra: dict[str, Any] = field(default_factory=dict)  # what one kind of operation keeps for the life of the engine
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(64, "chantier-op"))
     registry_for: Callable[[Sequence[Any]], Registry] | None = None  # a client with the credentials of these sessions; any thread
+    devices: Devices | None = None  # of this machine, by CDI; None: switched off
     room: Callable[[str], Awaitable[None]] | None = None  # waits until a step may write; raises DiskFullError
     slots: Slots = field(init=False)  # resized when the limit is configured anew
     _making: threading.RLock = field(default_factory=threading.RLock, init=False)  # making one thing may need another

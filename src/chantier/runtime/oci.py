@@ -14,7 +14,7 @@ from chantier.snapshot.mount import Mount
 
 from . import capabilities, seccomp
 from .host import Host
-from .types import Bind, Container, Process, Resources
+from .types import Bind, Container, DeviceNode, Process, Resources
 
 _MASKED = (
     "/proc/acpi",
@@ -63,10 +63,12 @@ def build(
             linux["mountLabel"] = selinux
     elif not host.user_namespace:
         linux["devices"] = _insecure_devices()
+    if container.devices and not host.user_namespace:
+        linux["devices"] = [*linux.get("devices", ()), *(_node(device) for device in container.devices)]
     described = process(container.process, held)
     if apparmor and not container.insecure:
         described["apparmorProfile"] = apparmor
-    return {
+    out = {
         "ociVersion": "1.0.2",
         "process": described,
         "root": {"path": str(container.rootfs), "readonly": container.readonly},
@@ -74,6 +76,9 @@ def build(
         "mounts": _mounts(container, host, process_sandbox),
         "linux": linux,
     }
+    if container.hooks:
+        out["hooks"] = _hooks(container)
+    return out
 
 
 def process(what: Process, held: dict[str, list[str]]) -> dict[str, Any]:
@@ -127,11 +132,17 @@ def cgroup_of(container: Container) -> str:
 
 
 def _resources(container: Container, host: Host) -> dict[str, Any]:
+    devices: list[dict[str, Any]]
     if container.insecure:
         devices = [{"allow": True, "type": kind, "access": "rwm"} for kind in ("c", "b")]
     else:
         # The runtime itself adds null, zero, full, random, urandom, tty, ptmx and the console.
         devices = [{"allow": False, "access": "rwm"}]
+        devices += [
+            {"allow": True, "type": node.kind, "major": node.major, "minor": node.minor, "access": node.access}
+            for node in container.devices
+            if node.kind != "p"
+        ]
     out: dict[str, Any] = {"devices": devices}
     if host.user_namespace:
         return out
@@ -170,6 +181,8 @@ def _mounts(container: Container, host: Host, process_sandbox: bool) -> list[dic
     if host.cgroups != "none":
         later.append(_mount("/sys/fs/cgroup", "cgroup", "cgroup", ("nosuid", "noexec", "nodev", system)))
     later += [_from_bind(bind, host) for bind in asked]
+    if host.user_namespace:  # where no node can be made, the machine's own is bound
+        later += [_mount(node.path, "bind", node.host_path, ("bind", "nosuid", "noexec")) for node in container.devices]
     for mount in later:
         _place(mounts, mount)
     if host.user_namespace:
@@ -229,6 +242,20 @@ def _free_loop() -> int:
             return fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
     except OSError:  # no loop driver in this kernel, or not ours to use
         return -_SPARE_LOOPS - 1
+
+
+def _node(node: DeviceNode) -> dict[str, Any]:
+    return {**_device(node.path, node.kind, node.major, node.minor, node.mode), "uid": node.uid, "gid": node.gid}
+
+
+def _hooks(container: Container) -> dict[str, list[dict[str, Any]]]:
+    out: dict[str, list[dict[str, Any]]] = {}
+    for hook in container.hooks:
+        entry: dict[str, Any] = {"path": hook.path, "args": list(hook.args) or [hook.path], "env": list(hook.env)}
+        if hook.timeout_s is not None:
+            entry["timeout"] = hook.timeout_s
+        out.setdefault(hook.name, []).append(entry)
+    return out
 
 
 def _device(path: str, kind: str, major: int, minor: int, mode: int) -> dict[str, Any]:

@@ -52,6 +52,32 @@ class Bind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceNode:
+    """A device in a container: `kind` c, b or p, `mode` its permissions, `access` what its processes may do (r, w, m)."""
+
+    path: str
+    kind: str
+    major: int
+    minor: int
+    mode: int = 0o666
+    uid: int = 0
+    gid: int = 0
+    access: str = "rwm"
+    host_path: str = ""  # the machine's own, bound where none can be made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hook:
+    """A program of the machine that the runtime runs at a moment of the container's life (runtime-spec config.md, "POSIX-platform Hooks")."""
+
+    name: str  # createContainer and its like
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
     """One container to run: `rootfs` is a directory that is mounted already."""
 
@@ -63,6 +89,8 @@ class Container:
     network: str = "host"  # host, none, or the path of a network namespace file
     readonly: bool = False
     insecure: bool = False  # security.insecure: all capabilities, devices, no seccomp
+    devices: tuple[DeviceNode, ...] = ()
+    hooks: tuple[Hook, ...] = ()
     cgroup_parent: str = ""
     resources: Resources = Resources()
 
