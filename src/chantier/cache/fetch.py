@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from chantier.errors import CancelledError_, ChantierError, IntegrityError, NotFoundError
+from chantier.errors import CancelledError_, ChantierError, IntegrityError, NotFoundError, StoreError
 from chantier.kernel.trace import point
 from chantier.spec import Descriptor
 from chantier.store import BlobStore, Writer
@@ -20,6 +20,23 @@ class Blobs:
         self.store = store
         self._records = records
         self._fetcher = fetcher
+        self._refused: dict[str, str] = {}
+
+    def refuse(self, digest: str, why: str) -> None:
+        """Note that a blob cannot be had, or holds no layer, until it proves good after all."""
+        self._refused[digest] = why
+
+    def accept(self, digest: str) -> None:
+        """It is good."""
+        self._refused.pop(digest, None)
+
+    def why_not(self, digest: str) -> str:
+        """Why a blob is of no use as far as this process has seen; "" if nothing speaks against it."""
+        if digest in self._refused:
+            return self._refused[digest]
+        if self.store.exists(digest) or self._records.sources(digest):
+            return ""
+        return f"blob {digest} is not here, and nothing is known of where to get it"
 
     def bring(self, descriptor: Descriptor, work: Work) -> None:
         """Make the blob local. Another thread or process that fetches it is waited for, and one that died is continued.
@@ -39,8 +56,11 @@ class Blobs:
                 failure = err
                 work.check()
             else:
+                self.accept(descriptor.digest)
                 point("realise.fetched")
                 return
+        if not isinstance(failure, StoreError):  # which is trouble of ours
+            self.refuse(descriptor.digest, failure.brief)
         raise failure
 
     def _from(self, source: str, descriptor: Descriptor, work: Work) -> None:

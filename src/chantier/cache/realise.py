@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
-from chantier.errors import IntegrityError, NotFoundError, StoreError
+from chantier.errors import CancelledError_, ChantierError, IntegrityError, NotFoundError, StoreError
 from chantier.kernel.trace import point
 from chantier.layer import UnpackResult, decompressor, finish_layer, unpack
 from chantier.snapshot import Snapshotter
@@ -157,21 +157,46 @@ class Trees:
         blob = self._local_blob(record, work)
         started = work.step.status(f"extracting {blob.digest}") if work.step is not None else None
         work.check()
-        with self.blobs.store.open(blob.digest) as file, closing(decompressor(file, blob.media_type)) as tar:
-            result = unpack(
-                tar,
-                self.snapshots.upper(key),
-                convert="overlay" if self.snapshots.stacked else "apply",
-                cancelled=work.cancelled,
-            )
-        if record.diff_id is not None and result.diff_id != record.diff_id:
-            raise IntegrityError(
-                f"layer {blob.digest} does not match its image: its content is {result.diff_id}, the image says {record.diff_id}"
-            )
+        try:
+            with self.blobs.store.open(blob.digest) as file, closing(decompressor(file, blob.media_type)) as tar:
+                result = unpack(
+                    tar,
+                    self.snapshots.upper(key),
+                    convert="overlay" if self.snapshots.stacked else "apply",
+                    cancelled=work.cancelled,
+                )
+            if record.diff_id is not None and result.diff_id != record.diff_id:
+                raise IntegrityError(
+                    f"layer {blob.digest} does not match its image: its content is {result.diff_id},"
+                    f" the image says {record.diff_id}"
+                )
+        except (CancelledError_, StoreError):
+            raise
+        except ChantierError as err:
+            self.blobs.refuse(blob.digest, err.brief)
+            raise
+        self.blobs.accept(blob.digest)
         point("realise.unpacked")
         if work.step is not None:
             work.step.status(f"extracting {blob.digest}", started=started, done=True)
         return result
+
+    def lost(self, id: str) -> str:
+        """Why a record's tree can be made no more, as far as this process has seen; "" if nothing speaks against it."""
+        todo, seen = [id], set()
+        while todo:
+            record = self.records.find(todo.pop())
+            if record is None or record.id in seen or record.snapshot is not None:
+                continue
+            seen.add(record.id)
+            todo += record.made_of
+            if record.kind in (BASE, LAYER):
+                found = [self.blobs.why_not(blob.descriptor.digest) for blob in self.records.blobs(record.id)]
+                if all(found):
+                    return found[0] if found else f"cache record {record.id} has neither a tree nor a blob"
+            elif record.reuses is not None:
+                todo.append(record.reuses)
+        return ""
 
     def _local_blob(self, record: Record, work: Work) -> Descriptor:
         """One packed form of the layer, brought here: one that is here already if there is any."""

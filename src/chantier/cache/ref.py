@@ -107,6 +107,10 @@ class Ref(_Handle):
         """Whether `realise` has work to do."""
         return self.record.snapshot is None
 
+    def lost(self) -> str:
+        """Why the tree can no longer be made, as a try to do so has shown; "" as long as nothing speaks against it."""
+        return "" if self.state.frozen else self.cache.trees.lost(self.state.record)
+
     def clone(self) -> Ref:
         state = self.state
         self.cache.handles.clone(state)

@@ -37,6 +37,8 @@ class Plain:
     def update(self, event: Event) -> None:
         row = self.model.update(event)
         if row is not None:
+            if row.completed is None:  # it may begin again: a push after an export, a step whose cached result is of no use
+                self._finished.discard(row.digest)
             self._changed[row.digest] = row
 
     def draw(self, *, final: bool = False) -> None:

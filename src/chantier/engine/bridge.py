@@ -7,6 +7,7 @@ import asyncio
 import contextvars
 import copy
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,6 +49,10 @@ class ReadableRef:
     async def result(self) -> Ref | None:
         raise NotImplementedError
 
+    async def renew(self) -> bool:
+        """Make the result anew if its data turned out to be damaged or gone; False if that is not what is wrong."""
+        return False
+
     async def read_file(self, path: str, *, offset: int = 0, length: int = 0) -> bytes:
         return await self._within(f"open {path}", lambda root, _: read_file(root, path, offset=offset, length=length))
 
@@ -68,12 +73,17 @@ class ReadableRef:
             raise NotFoundError(f"{action}: no such file or directory")
         bridge = self._bridge
 
-        def run(cancelled: Callable[[], bool]) -> T:
+        def run(ref: Ref, cancelled: Callable[[], bool]) -> T:
             mounts = ref.mounts(sessions=bridge.sessions, cancelled=cancelled)
             with mounted(mounts, readonly=True, where=bridge.engine.mount_dir) as root:
                 return work(root, cancelled)
 
-        return await threaded(run)
+        while True:
+            try:
+                return await threaded(partial(run, ref))
+            except ChantierError:
+                if not await self.renew() or (ref := await self.result()) is None:
+                    raise
 
 
 class KeptRef(ReadableRef):
@@ -99,6 +109,7 @@ class EngineRef(ReadableRef):
         self.graph = graph
         self._edge = to_edge(graph, bridge.entitlements, bridge.engine.devices)
         self._result: asyncio.Task[Built | None] | None = None
+        self._renewing = asyncio.Lock()
 
     @property
     def made(self) -> bool:
@@ -121,6 +132,11 @@ class EngineRef(ReadableRef):
         if self._result is None:
             self._result = asyncio.create_task(self._build())
         return await asyncio.shield(self._result)
+
+    async def renew(self) -> bool:
+        built = await self.built()
+        async with self._renewing:
+            return built is not None and await self._bridge.job.renew(built)
 
     async def _build(self) -> Built | None:
         if self._edge is None:

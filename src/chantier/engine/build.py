@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from chantier.cache import LayerBlob
 from chantier.dockerfile.bridge import CacheImport, FrontendResult
 from chantier.errors import PolicyError, UsageError
-from chantier.export import Exportable, ExportContext, Exporter, Response, exporter_for
+from chantier.export import ExportContext, Exporter, Response, exporter_for
 from chantier.op.worker import run_all
 from chantier.progress import Reporter, Step, now, step
 
@@ -27,11 +27,11 @@ from .attest import Attesting
 from .bridge import EngineBridge, EngineRef
 from .cache_export import Exports
 from .devices import Granted
+from .goods import Export, Goods
 from .request import SolveRequest, SolveResult
 from .verify import check_metadata, verify
 
 if TYPE_CHECKING:
-    from chantier.export.types import Finalize
     from chantier.solver import Built, Job
 
     from .engine import Engine
@@ -131,11 +131,10 @@ class Build:
                     self._exporters.append(exporter_for(kind, _with_epoch(attrs, self.request.attrs)))
             if self._exporters or self.request.cache_exports:
                 await self.engine.ceiling.enter_step("the export")
-            refs = {key: one.value if one is not None else None for key, one in built.items()}
             if self._exporters:
-                result = await self.attesting.scanned(result)
-            said = await self.attesting.attest(result) if self._exporters else {}
-            answers = await self._export(Exportable(refs=refs, metadata=result.metadata, attestations=said), built)
+                goods = Goods(self.attesting, result, built)
+                answers = await self._export(goods)
+                result = goods.result
             response = await self._caches.run([one for one in built.values() if one is not None])
         response |= {key: value for answer in answers for key, value in answer.items()}
         response |= {key: value.decode() for key, value in result.metadata.items() if key.startswith("frontend.")}
@@ -166,13 +165,13 @@ class Build:
         }
         return base64.b64encode(json.dumps(found, separators=(",", ":")).encode()).decode() if found else ""
 
-    async def _export(self, what: Exportable, built: Mapping[str, Built | None]) -> list[Response]:
+    async def _export(self, goods: Goods) -> list[Response]:
         answers: list[Response] = [{} for _ in self._exporters]
-        pushes: list[tuple[str, str, Finalize]] = []
+        pushes: list[tuple[int, str, Export]] = []
         engine, session = self.engine, self.session
 
         async def inline(platform: str, layers: Sequence[LayerBlob], shown: Step) -> bytes | None:
-            one = built[platform]
+            one = goods.built[platform]
             return await self._caches.inline_cache(one, layers, shown) if one is not None else None
 
         async def one(number: int, exporter: Exporter) -> None:
@@ -189,17 +188,19 @@ class Build:
                 pushed=engine.images.pushed,
             )
             digest = "sha256:" + hashlib.sha256(f"{getattr(session, 'id', '')}-export-{number}".encode()).hexdigest()
+            export = Export(exporter, context, goods)
             with step(self.reporter, exporter.name, digest=digest) as shown:
-                answer, finalize = await exporter.export(what, context, shown)
-            answers[number] = answer
-            if finalize is not None:
-                pushes.append((exporter.name, digest, finalize))
+                await export.make(shown)
+            answers[number] = export.answer
+            if export.finalize is not None:
+                pushes.append((number, digest, export))
 
         await run_all([one(number, exporter) for number, exporter in enumerate(self._exporters)])
 
-        async def push(name: str, digest: str, finalize: Finalize) -> None:
-            with step(self.reporter, name, digest=digest) as shown:
-                await finalize(shown)
+        async def push(number: int, digest: str, export: Export) -> None:
+            with step(self.reporter, export.exporter.name, digest=digest) as shown:
+                await export.push(shown)
+            answers[number] = export.answer
 
         await run_all([push(*p) for p in pushes])
         return answers

@@ -109,15 +109,17 @@ class Imports:
                 vertex = made.digest
                 place = place_of(self._engine, option, self._sessions)
                 for found in await threaded(lambda cancelled: _load(place, made)):
-                    self._job.add_import(self._source(found, place, shown))
+                    self._job.add_import(self._source(found, place, shown, vertex))
                     point("cache-import.read")
         except CancelledError_:
             raise
         except (ChantierError, OSError) as err:
-            text = f"cache from {shown} is not used: {err}"
-            self._reporter.emit(Warning(vertex=vertex, level=1, short=text.encode("utf-8", "replace")))
+            self._warn(vertex, f"cache from {shown} is not used: {err}")
 
-    def _source(self, found: Imported, place: Blobs, name: str) -> KeySource:
+    def _warn(self, vertex: str, text: str) -> None:
+        self._reporter.emit(Warning(vertex=vertex, level=1, short=text.encode("utf-8", "replace")))
+
+    def _source(self, found: Imported, place: Blobs, name: str, vertex: str) -> KeySource:
         known: dict[str, bool] = {}
         store = self._engine.blobs
         sessions = self._sessions
@@ -127,12 +129,20 @@ class Imports:
                 digest = str(layer.descriptor.digest)
                 if digest not in known:
                     known[digest] = store.exists(digest) or place.has(layer.descriptor)
+                    if not known[digest]:
+                        self._warn(vertex, f"layer {digest} is not in the cache {name} any more: steps that need it run again")
                 if not known[digest]:
                     return False
             return True
 
         def fetch(ref: Ref) -> None:
-            ref.fetch_blobs(sessions=sessions)
+            try:
+                ref.fetch_blobs(sessions=sessions)
+            except CancelledError_:
+                raise
+            except (ChantierError, OSError) as err:
+                self._warn(vertex, f"a result in the cache {name} cannot be used, so that its step runs again: {err}")
+                raise
 
         results = found.results(self._engine.cache, available=available, fetch=None if place.keeps else fetch)
         return KeySource(keys=found.keys, results=results, name=name)

@@ -33,6 +33,9 @@ class Results:
     def exists(self, id: str) -> bool:
         return self._cache.exists(id)
 
+    def lost(self, result: Ref) -> str:
+        return result.lost()
+
     def _lost(self, ref: Ref) -> bool:
         layers = ref.known_layers()
         return layers is None or any(self._gone(layer) for layer in layers if not layer.local)

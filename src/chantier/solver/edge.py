@@ -19,10 +19,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import CancelledError_, ChantierError
+from chantier.progress import Warning
 
 from .explain import explain_miss
 from .flight import Flight, gather
-from .keys import DETAIL_LIMIT, Keep, KeyInfo, Link, content_key_id, fresh_key_id, is_volatile, key_id
+from .keys import DETAIL_LIMIT, Drop, Keep, KeyInfo, Link, content_key_id, fresh_key_id, is_volatile, key_id
 from .types import CacheRecord, Dep
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class ActiveEdge:
         "_done",
         "_fast",
         "_linked",
+        "_renewal",
         "_slow",
         "_tried",
         "_unique",
@@ -146,6 +148,7 @@ class ActiveEdge:
         self._fast: Flight | None = None
         self._slow: Flight | None = None
         self._done: Flight | None = None
+        self._renewal: Flight | None = None
 
     @property
     def fast(self) -> Flight:
@@ -166,7 +169,7 @@ class ActiveEdge:
         return self._done
 
     def flights(self) -> Iterator[Flight]:
-        for flight in (self._fast, self._slow, self._done):
+        for flight in (self._fast, self._slow, self._done, self._renewal):
             if flight is not None:
                 yield flight
         for probe in self.probes:
@@ -176,7 +179,7 @@ class ActiveEdge:
     @property
     def wanted(self) -> bool:
         """Whether somebody waits for the result just now."""
-        return self._done is not None and bool(self._done.tasks)
+        return any(flight is not None and bool(flight.tasks) for flight in (self._done, self._renewal))
 
     @property
     def op_key(self) -> str:
@@ -415,8 +418,13 @@ class ActiveEdge:
             return
         if vertex.outputs is None:
             vertex.explanation = solver.describe(explain_miss(self))
+        await self._work(self._done)
+
+    async def _work(self, by: Flight | None) -> None:
+        """Do the vertex's work, keep the result and take it."""
+        vertex, solver = self.vertex, self.vertex.solver
         try:
-            await gather((vertex.exec_flight,), self._done)
+            await gather((vertex.exec_flight,), by)
         except (asyncio.CancelledError, CancelledError_):
             solver.index.disown(self)
             raise
@@ -481,6 +489,39 @@ class ActiveEdge:
             created_at=at,
             detail=detail if len(detail) <= DETAIL_LIMIT else b"",
         )
+
+    # once more
+
+    def renewal(self, why: str) -> Flight | None:
+        """The work of making the result anew, whose data can no longer be had; None if that cannot help, or was done already.
+
+        The old result stays until the vertex is released: who was given it may be using it.
+        """
+        if not self.probes or (self._renewal is not None and self._renewal.finished):
+            return None
+        if self._renewal is None:
+            self._renewal = Flight(self.vertex, "result once more", partial(self._renew, why))
+        return self._renewal
+
+    async def _renew(self, why: str) -> None:
+        vertex, solver = self.vertex, self.vertex.solver
+        old = self.result
+        if self.merged_into is not None:
+            owner = self.merged_into
+            await vertex.renew(((owner, owner.result),), self._renewal)
+            vertex.outworn.append(old)
+            self._set_result(None if owner.result is None else owner.result.clone())
+            return
+        text = f"the cached result of this step cannot be used, so that it runs again: {why}"
+        vertex.emit(Warning(vertex=vertex.digest, level=1, short=text.encode("utf-8", "replace")))
+        await gather([probe.edge.done for probe in self.probes], self._renewal)
+        await vertex.renew([(probe.edge, probe.edge.result) for probe in self.probes], self._renewal)
+        if vertex.outputs is not None:
+            vertex.forget_run()
+        vertex.explain("miss", f"the result that was found cannot be used: {why}")
+        solver.writer.add(*(Drop(key=key, result=old.id) for key in self.lasting_keys))
+        await self._work(self._renewal)
+        vertex.outworn.append(old)
 
     def _set_result(self, value: Any) -> None:
         self.result = value

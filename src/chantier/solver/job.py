@@ -14,7 +14,7 @@ from .combined import KeySource
 from .edge import ActiveEdge
 from .explain import Explanation
 from .export import ExportKey, walk_keys
-from .flight import Waiter, settle, wait
+from .flight import Flight, Waiter, settle, wait
 from .status import VertexStatus, vertex_status
 from .types import CacheRecord, Edge, ResultStore
 
@@ -28,14 +28,21 @@ class Built:
 
     def __init__(self, job: Job, edge: ActiveEdge, value: Any) -> None:
         self.value = value  # None for an empty result
+        self.edge = edge
         self._job = job
-        self._edge = edge
         self._keys = edge.lasting_keys
 
     @property
     def vertex(self) -> str:
         """The digest it is reported by."""
-        return self._edge.vertex.digest
+        return self.edge.vertex.digest
+
+    def take(self, edge: ActiveEdge) -> None:
+        """Hold what the edge has now instead of the value before, which is released."""
+        old, self.value = self.value, None if edge.result is None else edge.result.clone()
+        self._keys = edge.lasting_keys
+        if old is not None:
+            old.release()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -44,7 +51,7 @@ class Built:
 
     @property
     def explanation(self) -> Explanation | None:
-        return self._edge.vertex.explanation
+        return self.edge.vertex.explanation
 
     async def walk(self) -> list[ExportKey]:
         """All keys and records that led here, inputs first. While the job lives."""
@@ -55,7 +62,7 @@ class Built:
         return self._job.results_of(record)
 
     def clone(self) -> Built:
-        return Built(self._job, self._edge, None if self.value is None else self.value.clone())
+        return Built(self._job, self.edge, None if self.value is None else self.value.clone())
 
     def release(self) -> None:
         value, self.value = self.value, None
@@ -109,11 +116,41 @@ class Job:
         if self.closed:
             raise CancelledError_
         active = self._solver.load_graph(self, edges)
+        await self._land([edge.done for edge in active])
+        built = [Built(self, edge, None if edge.result is None else edge.result.clone()) for edge in active]
+        try:
+            await self._solver.writer.flush()
+        except BaseException:
+            for one in built:
+                one.release()
+            raise
+        return built
+
+    async def renew(self, built: Built) -> bool:
+        """Make a result anew if its data turned out to be damaged or gone; False if it is sound, or that was done already.
+
+        Raises what the work raises.
+        """
+        edge = built.edge
+        if built.value is None:
+            return False
+        if edge.result.id == built.value.id:
+            why = await self._solver.lost(built.value)
+            flight = edge.renewal(why) if why else None
+            if flight is None:
+                return False
+            await self._land([flight])
+        await self._solver.writer.flush()
+        built.take(edge)
+        return True
+
+    async def _land(self, flights: Sequence[Flight]) -> None:
+        """Wait for flights; raises the first error."""
         waiter: Waiter | None = None
-        for edge in active:
-            if not edge.done.finished:
+        for flight in flights:
+            if not flight.finished:
                 waiter = waiter or Waiter()
-                edge.done.enter(waiter)
+                flight.enter(waiter)
         try:
             if waiter is not None:
                 self._waiters.add(waiter)
@@ -124,17 +161,9 @@ class Job:
         finally:
             if waiter is not None:
                 self._waiters.discard(waiter)
-        for edge in active:
-            if edge.done.error is not None:
-                raise edge.done.error.with_traceback(edge.done.trace)
-        built = [Built(self, edge, None if edge.result is None else edge.result.clone()) for edge in active]
-        try:
-            await self._solver.writer.flush()
-        except BaseException:
-            for one in built:
-                one.release()
-            raise
-        return built
+        for flight in flights:
+            if flight.error is not None:
+                raise flight.error.with_traceback(flight.trace)
 
     def cancel(self) -> None:
         """End all builds of this job with `context canceled`."""

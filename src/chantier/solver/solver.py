@@ -182,6 +182,10 @@ class Solver:
             self.writer.add(Drop(key=record.key, result=record.result))
         return value is not None, value
 
+    async def lost(self, value: Any) -> str:
+        """Why a result can no longer be used, as a try has shown; "" if it can."""
+        return "" if value is None else str(await self.in_thread(self.store.sources[0].results.lost, value))
+
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
 

@@ -125,6 +125,9 @@ class ResultStore(Protocol[R]):
 
     def exists(self, id: str) -> bool: ...
 
+    def lost(self, result: R) -> str:
+        """Why a result that was loaded or made can no longer be used: of a lazy one that shows at its first use. "" if it can."""
+
 
 __all__ = [
     "CacheMap",

@@ -81,6 +81,7 @@ class ActiveVertex:
         "name",
         "opened",
         "outputs",
+        "outworn",
         "phase",
         "reported",
         "solver",
@@ -101,6 +102,7 @@ class ActiveVertex:
         self.maps_done = False
         self.content_keys: dict[int, str] = {}
         self.outputs: list[Result | None] | None = None
+        self.outworn: list[Result | None] = []  # results that were renewed; who was given them may still use them
         self.store: CombinedKeyStore = solver.store
         self.explanation: Explanation | None = None
         self.event: progress.Vertex = progress.Vertex(
@@ -197,18 +199,48 @@ class ActiveVertex:
         edge = self.inputs[index]
         await gather((edge.done,), self._contents[index])
         content = self.maps[0].deps[index].content
-        if content is None:
-            return
-        try:
-            self.content_keys[index] = await content(self.context, edge.result)
-        except asyncio.CancelledError:
-            raise
-        except Exception as err:
-            raise self.failed(err, "failed to compute cache key: ")
+        while content is not None:
+            value = edge.result
+            try:
+                self.content_keys[index] = await content(self.context, value)
+                return
+            except asyncio.CancelledError:
+                raise
+            except Exception as err:
+                if not await self.renew(((edge, value),), self._contents[index]):
+                    raise self.failed(err, "failed to compute cache key: ")
 
     async def _run(self) -> None:
+        while True:
+            inputs = [edge.result for edge in self.inputs]
+            try:
+                await self._try(inputs)
+                return
+            except asyncio.CancelledError:
+                self.end("context canceled")
+                raise
+            except Exception as err:
+                if not await self.renew(tuple(zip(self.inputs, inputs, strict=True)), self._exec):
+                    raise self.failed(err)
+
+    async def renew(self, used: Sequence[tuple[ActiveEdge, Any]], by: Flight | None) -> bool:
+        """Make those of these results anew that turned out to be of no use; False if there is nothing to try again with.
+
+        A lazy result may be found in a cache, and its data be damaged or gone when something needs it: then the step runs after
+        all. Each runs once for that reason.
+        """
+        again = False
+        flights = []
+        for edge, value in used:
+            if edge.result is not value:  # somebody else was quicker
+                again = True
+            elif (why := await self.solver.lost(value)) and (flight := edge.renewal(why)) is not None:
+                flights.append(flight)
+        await gather(flights, by)
+        return again or bool(flights)
+
+    async def _try(self, inputs: Sequence[Any]) -> None:
         reason = self.explanation.reason if self.explanation else ""
-        inputs = [edge.result for edge in self.inputs]
         try:
             prepare = [
                 dep.prepare(self.context, value)
@@ -221,16 +253,18 @@ class ActiveVertex:
             self.phase = "waiting for a slot"
             async with self.op.acquire():
                 self.phase = "running"
-                self.begin(reason)
+                if self.opened is None:
+                    self.begin(reason)
                 self.outputs = list(await self.op.run(self.context, inputs))
                 self.end()
-        except asyncio.CancelledError:
-            self.end("context canceled")
-            raise
-        except Exception as err:
-            raise self.failed(err)
         finally:
             self.phase = ""
+
+    def forget_run(self) -> None:
+        """Let the work be done once more."""
+        self.outworn += self.outputs or ()
+        self.outputs = None
+        self._exec = None
 
     def failed(self, error: Exception, prefix: str = "") -> ChantierError:
         """Report the error on this vertex, and return what its dependants and the build see of it."""
@@ -330,9 +364,10 @@ class ActiveVertex:
             self._closed = True
         for edge in self.edges.values():
             edge.release()
-        for output in self.outputs or ():
+        for output in (*self.outworn, *(self.outputs or ())):
             if output is not None:
                 output.release()
+        self.outworn.clear()
         self.outputs = None
 
 

@@ -56,6 +56,7 @@ class MemoryResultStore:
         self.values: dict[str, int] = {}
         self.handles = 0
         self.loads: list[str] = []
+        self.spoiled: dict[str, str] = {}  # why results that can still be loaded cannot be used, by id
         self._prefix = prefix
         self._numbers = itertools.count()
 
@@ -72,6 +73,9 @@ class MemoryResultStore:
 
     def exists(self, id: str) -> bool:
         return id in self.values
+
+    def lost(self, result: IntResult) -> str:
+        return self.spoiled.get(result.id, "")
 
     def drop(self, id: str) -> None:
         """As the GC would."""

@@ -223,6 +223,9 @@ class ImportedResults:
     def exists(self, id: str) -> bool:
         return self._chain(id) is not None
 
+    def lost(self, result: Any) -> str:
+        return str(result.lost())
+
     def save(self, result: Any) -> str:
         raise UnsupportedError("cannot change an imported cache")
 
