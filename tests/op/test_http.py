@@ -237,8 +237,9 @@ def test_a_build_sees_one_content(bench: Bench, server: Server, job: Job) -> Non
     job.jobs.append(build)
     held: list[Any] = []
     source = pb.SourceOp(identifier=url)
-    digest, name, _ = bench.wait(fetched(source, bench.worker, [], job=build, hold=held.append))
-    assert (digest, name) == ("sha256:" + hashlib.sha256(b"first").hexdigest(), "moving")
+    found = bench.wait(fetched(source, bench.worker, [], job=build, hold=held.append, suffixed=("sha512", b"more")))
+    assert (found.digest, found.name) == ("sha256:" + hashlib.sha256(b"first").hexdigest(), "moving")
+    assert found.suffixed == "sha512:" + hashlib.sha512(b"firstmore").hexdigest()
     server.serve("/moving", b"second", ETag='"2"')
     (ref,) = bench.run(op(bench, url), job=job)
     assert bench.files(ref)["moving"].startswith("first")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from chantier.engine import Attestation, EngineRef, FrontendResult, ReadableRef, Subject
+from chantier.engine import Attestation, AttestationChain, EngineRef, FrontendResult, ReadableRef, Subject
 from chantier.errors import Source, SourceRange, UsageError
 from chantier.pb import gateway_pb2 as pb
 from chantier.pb import ops_pb2
@@ -40,6 +40,22 @@ def result_message(result: FrontendResult, name_of: NameOf, *, array: bool) -> p
     for key, attestations in result.attestations.items():
         message.attestations[key].attestation.extend(_attestation(a, name_of) for a in attestations)
     return message
+
+
+def chain_message(chain: AttestationChain) -> pb.AttestationChain:
+    made = pb.AttestationChain(
+        Root=chain.root,
+        ImageManifest=chain.image_manifest,
+        AttestationManifest=chain.attestation_manifest,
+        SignatureManifests=chain.signature_manifests,
+    )
+    for blob in chain.blobs:
+        what = blob.descriptor
+        made.Blobs[what.digest].data = blob.data
+        made.Blobs[what.digest].descriptor.CopyFrom(
+            pb.Descriptor(media_type=what.media_type, digest=what.digest, size=len(blob.data), annotations=dict(what.annotations))
+        )
+    return made
 
 
 def _ref(ref: Any, name_of: NameOf) -> pb.Ref:

@@ -21,7 +21,7 @@ from chantier.wire import Detail, GrpcError, ServerCall, status_of
 from chantier.wire.status import INVALID_ARGUMENT, UNKNOWN
 
 from .containers import Processes
-from .convert import read_result, read_warning, result_message
+from .convert import chain_message, read_result, read_warning, result_message
 from .errors import build_status
 from .policy import SourcePolicy
 from .solve_error import failed_step, solve_detail
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
 T = TypeVar("T")
+_MOST_SUFFIX_BYTES = 4096
+_ALGORITHMS = {
+    pb.ChecksumRequest.CHECKSUM_ALGO_SHA256: "sha256",
+    pb.ChecksumRequest.CHECKSUM_ALGO_SHA384: "sha384",
+    pb.ChecksumRequest.CHECKSUM_ALGO_SHA512: "sha512",
+}
 METHODS = (
     "ResolveImageConfig",
     "ResolveSourceMeta",
@@ -315,7 +321,11 @@ class Gateway:
             await self._image_meta(request, answer, scheme, name, unchecked)
             return answer
         source, found = await self.bridge.whole_meta(
-            request.Source, return_object=request.Git.ReturnObject, check=_policy(request), unchecked=unchecked
+            request.Source,
+            return_object=request.Git.ReturnObject,
+            suffixed=_suffixed(request),
+            check=_policy(request),
+            unchecked=unchecked,
         )
         answer.Source.CopyFrom(source)
         if scheme == "git":
@@ -325,6 +335,9 @@ class Gateway:
             answer.Git.TagObject = found.tag_object or b""
         elif scheme in ("http", "https"):
             answer.HTTP.Checksum, answer.HTTP.Filename = found.checksum, found.filename
+            if found.suffixed_checksum:
+                answer.HTTP.ChecksumResponse.Digest = found.suffixed_checksum
+                answer.HTTP.ChecksumResponse.Suffix = request.HTTP.ChecksumRequest.Suffix
             if found.last_modified is not None:
                 answer.HTTP.LastModified.FromSeconds(found.last_modified)
         return answer
@@ -341,10 +354,12 @@ class Gateway:
         store = None
         if scheme == "oci-layout":
             store = OciStore(session=attrs.get("oci.session", ""), store=attrs.get("oci.store", ""))
+        platform = from_pb(request.Platform) if request.HasField("Platform") else None
+        mode = request.ResolveMode or attrs.get("image.resolvemode", "") or "default"
         found = await self.bridge.resolve_image(
             name,
-            platform=from_pb(request.Platform) if request.HasField("Platform") else None,
-            mode=request.ResolveMode or attrs.get("image.resolvemode", "") or "default",
+            platform=platform,
+            mode=mode,
             log_name=request.LogName,
             store=store,
             check=_policy(request),
@@ -358,6 +373,24 @@ class Gateway:
         answer.Image.Digest = found.digest
         if not request.Image.NoConfig:
             answer.Image.Config = found.config
+        wanted = list(request.Image.ResolveAttestations)
+        if store is None and (request.Image.AttestationChain or wanted):
+            chain = await self.bridge.attestation_chain(found.ref, platform=platform, mode=mode, predicates=wanted)
+            if chain is not None:
+                answer.Image.AttestationChain.CopyFrom(chain_message(chain))
+
+
+def _suffixed(request: pb.ResolveSourceMetaRequest) -> tuple[str, bytes] | None:
+    """Raises UsageError for what cannot be asked."""
+    if not request.HTTP.HasField("ChecksumRequest"):
+        return None
+    asked = request.HTTP.ChecksumRequest
+    if len(asked.Suffix) > _MOST_SUFFIX_BYTES:
+        raise UsageError(f"http checksum request suffix exceeds max size {_MOST_SUFFIX_BYTES}")
+    algorithm = _ALGORITHMS.get(asked.Algo)
+    if algorithm is None:
+        raise UsageError(f"unsupported checksum algorithm {asked.Algo}")
+    return algorithm, asked.Suffix
 
 
 def _policy(request: pb.SolveRequest | pb.ResolveImageConfigRequest | pb.ResolveSourceMetaRequest) -> SourcePolicy | None:

@@ -47,6 +47,8 @@ GATEWAY_CAPS = (
     "solve.base",
     "solve.inlinereturn",
     "source.metaresolver",
+    "source.metaresolver.http.checksumrequest",
+    "source.metaresolver.image.attestations",
     "statfile",
 )
 # What the daemon adds to the engine's own list: exporters and history.

@@ -50,6 +50,7 @@ class SourceMeta:
     commit_object: bytes | None = None  # git: the raw commit
     tag_object: bytes | None = None  # git: the raw annotated tag
     checksum: str = ""  # git: the object that the ref names; http: digest of the content
+    suffixed_checksum: str = ""  # http: digest of the content and then of bytes that were asked for
     commit_checksum: str = ""  # git: the commit, if the ref names a tag object
     ref: str = ""  # git: the full name of the ref
     filename: str = ""  # http

@@ -12,6 +12,7 @@ from __future__ import annotations
 from chantier.dockerfile import LANGUAGE_VERSION as DOCKERFILE_VERSION
 from chantier.dockerfile.bridge import Attestation, CacheImport, FrontendResult, OciStore, Subject
 from chantier.op.container import HeldContainer
+from chantier.op.image_chain import AttestationChain
 from chantier.solver import render as render_status
 from chantier.store import Policy, UsageRecord
 
@@ -26,6 +27,7 @@ __all__ = [
     "DOCKERFILE_VERSION",
     "SERVED",
     "Attestation",
+    "AttestationChain",
     "Build",
     "CacheImport",
     "CacheOptions",

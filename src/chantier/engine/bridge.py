@@ -34,6 +34,7 @@ from .policy import SourceCheck, checked_sources, in_turn
 from .sources import place
 
 if TYPE_CHECKING:
+    from chantier.op.image_chain import AttestationChain
     from chantier.solver import Job
 
     from .engine import Engine
@@ -277,15 +278,32 @@ class EngineBridge:
             self.asked.images.append(ImageSource(ref=named, platform=platform, digest=str(found.digest), local=store is not None))
         return ResolvedImage(ref=ref, digest=str(found.digest), config=found.config)
 
+    async def attestation_chain(
+        self, ref: str, *, platform: Platform | None, mode: str, predicates: Collection[str]
+    ) -> AttestationChain | None:
+        """What vouches for an image that was resolved; see op.image_chain."""
+        wanted = platform or self.engine.platforms[0]
+        name = Reference.parse(ref).with_default_tag()
+        return await self.engine.images.chain(name, wanted, mode=mode, sessions=self.sessions, predicates=predicates)
+
     async def resolve_source(self, source: pb.SourceOp, *, log_name: str = "", return_object: bool = False) -> SourceMeta:
         if self.check_source is not None:
             source = await self.check_source(source, None)
         return await self.engine.source_meta(source, self.job, return_object=return_object)
 
     async def whole_meta(
-        self, source: pb.SourceOp, *, return_object: bool, check: SourceCheck | None = None, unchecked: bool = False
+        self,
+        source: pb.SourceOp,
+        *,
+        return_object: bool,
+        suffixed: tuple[str, bytes] | None = None,
+        check: SourceCheck | None = None,
+        unchecked: bool = False,
     ) -> tuple[pb.SourceOp, SourceMeta]:
-        """The source after policies, and all there is to know of it: an HTTP source is fetched for that."""
+        """The source after policies, and all there is to know of it: an HTTP source is fetched for that.
+
+        `suffixed` asks for another digest of it too: of its bytes and then these, by this algorithm.
+        """
         from .meta import whole_meta
 
         checks = self._checks(check)
@@ -296,6 +314,7 @@ class EngineBridge:
             source,
             self.sessions,
             return_object=return_object,
+            suffixed=suffixed,
             job=self.job,
             hold=self._held.append,
         )

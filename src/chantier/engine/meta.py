@@ -30,7 +30,14 @@ async def source_meta(
 
 
 async def whole_meta(
-    worker: Worker, source: pb.SourceOp, sessions: Sequence[Any], *, return_object: bool, job: Any, hold: Callable[[Ref], None]
+    worker: Worker,
+    source: pb.SourceOp,
+    sessions: Sequence[Any],
+    *,
+    return_object: bool,
+    suffixed: tuple[str, bytes] | None = None,
+    job: Any,
+    hold: Callable[[Ref], None],
 ) -> SourceMeta:
     """All there is to know: names and checksums too, for which a file of the web is fetched.
 
@@ -49,6 +56,8 @@ async def whole_meta(
     if scheme in ("http", "https"):
         from chantier.op.http import fetched
 
-        checksum, filename, modified = await fetched(source, worker, sessions, job=job, hold=hold)
-        return SourceMeta(checksum=checksum, filename=filename, last_modified=modified)
+        found = await fetched(source, worker, sessions, job=job, hold=hold, suffixed=suffixed)
+        return SourceMeta(
+            checksum=found.digest, filename=found.name, last_modified=found.modified, suffixed_checksum=found.suffixed
+        )
     return SourceMeta()

@@ -194,12 +194,29 @@ class HttpOp:
             raise
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """`modified` is the time of Last-Modified in seconds since the epoch, `suffixed` the other digest that was asked for."""
+
+    digest: str
+    name: str
+    modified: int | None
+    suffixed: str = ""
+
+
 async def fetched(
-    source: pb.SourceOp, worker: Worker, sessions: Sequence[Any], *, job: Any, hold: Callable[[Ref], None]
-) -> tuple[str, str, int | None]:
-    """Digest, name and time of Last-Modified of the file, which is fetched if it is not here yet.
+    source: pb.SourceOp,
+    worker: Worker,
+    sessions: Sequence[Any],
+    *,
+    job: Any,
+    hold: Callable[[Ref], None],
+    suffixed: tuple[str, bytes] | None = None,
+) -> Fetched:
+    """What is known of the file, which is fetched if it is not here yet.
 
     It is the file that the build `job` gets from now on: `hold` is given the result, to release at the end of the build.
+    `suffixed` (algorithm, bytes) asks for a digest of the file with those bytes after it: what OpenPGP signatures are made of.
     """
     op = HttpOp(LoadedVertex(digest="", op=pb.Op(source=source), inputs=(), metadata=pb.OpMetadata(), original=""), worker)
     asking = _Asking(tuple(sessions), Step(Silent(), Vertex(digest="", name=source.identifier)), (job,))
@@ -207,11 +224,18 @@ async def fetched(
     ref = await op._get(found)
     hold(ref)
 
-    def name(cancelled: Callable[[], bool]) -> str:
+    def look(cancelled: Callable[[], bool]) -> Fetched:
         with mounted(ref.mounts(cancelled=cancelled), readonly=True) as root:
-            return os.listdir(root)[0]
+            (name,) = os.listdir(root)
+            other = ""
+            if suffixed is not None:
+                with open(root / name, "rb") as file:
+                    hashed = hashlib.file_digest(file, suffixed[0])
+                hashed.update(suffixed[1])
+                other = f"{suffixed[0]}:{hashed.hexdigest()}"
+        return Fetched(digest=found.digest, name=name, modified=found.modified, suffixed=other)
 
-    return found.digest, await worker.threaded(name), found.modified
+    return await worker.threaded(look)
 
 
 @dataclass(slots=True)

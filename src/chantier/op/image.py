@@ -11,9 +11,9 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chantier.cache import LayerSource, Ref
 from chantier.errors import IntegrityError, NotFoundError, RegistryError, UsageError
@@ -35,6 +35,9 @@ from chantier.spec import (
 from chantier.values import dataclass, replace
 
 from .worker import Worker, threaded
+
+if TYPE_CHECKING:
+    from .image_chain import AttestationChain
 
 _MAX_CONFIG_BYTES = 8 << 20
 _FROM_MEMORY = ("local", "never")
@@ -128,6 +131,16 @@ class ImageResolver:
             task.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(task)
 
+    async def chain(
+        self, ref: Reference, platform: Platform, *, mode: str, sessions: Sequence[Any], predicates: Collection[str]
+    ) -> AttestationChain | None:
+        """What vouches for an image, with the statements of these predicate types. Raises as `resolve`."""
+        from .image_chain import attestation_chain
+
+        image = await self.resolve(ref, platform, mode=mode, sessions=sessions)
+        registry = self._registry_for(sessions)
+        return await threaded(lambda _: attestation_chain(self, registry, image, predicates))
+
     def pushed(self, ref: Reference, descriptor: Descriptor, data: bytes) -> None:
         """A name has a meaning that was given it here: what was remembered of it is no longer so."""
         self._known.keep(descriptor.digest, descriptor.media_type, data)
@@ -152,10 +165,10 @@ class ImageResolver:
         if isinstance(document, Index):
             chosen = self._choose(registry, ref, document, platform)
             manifest_digest = chosen.digest
-            document = parse_manifest(self._document(registry, ref, chosen), chosen.media_type)
+            document = parse_manifest(self.document(registry, ref, chosen), chosen.media_type)
             if not isinstance(document, Manifest):
                 raise IntegrityError(f"{ref}: an index inside an index is not an image")
-        config = self._document(registry, ref, document.config)
+        config = self.document(registry, ref, document.config)
         return ResolvedImage(
             reference=ref, digest=digest, manifest_digest=manifest_digest, manifest=document, config=config, seen=seen
         )
@@ -183,7 +196,7 @@ class ImageResolver:
         descriptor = found.descriptor
         if found.data is not None:
             self._known.keep(descriptor.digest, descriptor.media_type, found.data)
-        data = found.data or self._document(registry, ref, descriptor)
+        data = found.data or self.document(registry, ref, descriptor)
         self._saw(ref, descriptor, found.host)
         return descriptor.digest, data, descriptor.media_type
 
@@ -201,14 +214,14 @@ class ImageResolver:
         """From the descriptor, else from the config of the manifest it names."""
         if descriptor.platform is not None:
             return descriptor.platform
-        document = parse_manifest(self._document(registry, ref, descriptor), descriptor.media_type)
+        document = parse_manifest(self.document(registry, ref, descriptor), descriptor.media_type)
         if isinstance(document, Index):
             return None
-        raw = json.loads(self._document(registry, ref, document.config))
+        raw = json.loads(self.document(registry, ref, document.config))
         return Platform.from_json(raw) if raw.get("os") else None
 
-    def _document(self, registry: Any, ref: Reference, descriptor: Descriptor) -> bytes:
-        """A manifest or a config: from the store, else from the registry, and then kept."""
+    def document(self, registry: Any, ref: Reference, descriptor: Descriptor) -> bytes:
+        """A manifest, a config or another small blob: from the store, else from the registry, and then kept. Any thread."""
         kept = self._kept(descriptor.digest)
         if kept is not None:
             return kept
