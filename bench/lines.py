@@ -64,10 +64,10 @@ class Inputs:
     @functools.cached_property
     def layered(self) -> str:
         work = self._new()
-        trees = [busybox_tree(work / "root")]
-        for number in range(self.sizes.layers - 1):
+        trees = [busybox_tree(work / "l0")]
+        for number in range(self.sizes.layers):
             files = many_files(work / f"l{number}/opt/l{number}", self.sizes.layer_files, 12_000, self.sizes.seed + number)
-            trees.append(files.parents[1])
+            trees += [files.parents[1]] if number else []
         return push(f"{self.registry}/bench/layered:1", trees, work)
 
     @functools.cached_property

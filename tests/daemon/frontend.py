@@ -7,11 +7,9 @@ import asyncio
 import os
 import sys
 
-from google.rpc import status_pb2
-
 from chantier.llb import from_definition, local
+from chantier.pb import common_pb2, ops_pb2
 from chantier.pb import gateway_pb2 as pb
-from chantier.pb import ops_pb2
 from chantier.wire import Channel, Stub
 
 
@@ -51,7 +49,7 @@ async def serve(bridge: Stub, opts: dict[str, str]) -> pb.ReturnRequest:
         base = from_definition(ops_pb2.Definition()).mkfile("/Dockerfile", text.Data)
     told = "\n".join([*(f"{k}={v}" for k, v in sorted(opts.items())), f"caps={len(pong.LLBCaps)}", f"argv={sys.argv[1:]}"])
     if "fail" in opts.get("build-arg:MODE", ""):
-        return pb.ReturnRequest(error=status_pb2.Status(code=2, message="the frontend does not like it"))
+        return pb.ReturnRequest(error=common_pb2.Status(code=2, message="the frontend does not like it"))
     if "exit" in opts.get("build-arg:MODE", ""):
         sys.stderr.write("giving up\n")
         sys.stderr.flush()

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.rpc import status_pb2
 
 from chantier.llb import Mount, git, image, mkfile, scratch
+from chantier.pb import common_pb2, ops_pb2
 from chantier.pb import gateway_pb2 as pb
-from chantier.pb import ops_pb2
 from chantier.wire import GrpcError, Stub
 
 from ..conftest import run_ok
@@ -83,7 +82,7 @@ def test_a_definition_runs_only_when_it_is_looked_at(daemon: Chantierd) -> None:
 def test_what_the_client_returns_is_the_builds_end(daemon: Chantierd) -> None:
     async def run() -> None:
         async with driven(daemon) as build:
-            status = status_pb2.Status(code=2, message="the frontend failed")
+            status = common_pb2.Status(code=2, message="the frontend failed")
             status.details.add(type_url="github.com/moby/buildkit/errdefs.Solve+json", value=b'{"inputIDs":["x"]}')
             await build.bridge.unary("Return", pb.ReturnRequest(error=status))
             second = await refused(build.bridge.unary("Return", pb.ReturnRequest(result=pb.Result(ref=pb.Ref()))))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -34,6 +33,8 @@ class Parser(argparse.ArgumentParser):
 
     def _nearest(self, flag: str) -> str:
         known = [o for action in self._actions for o in action.option_strings]
+        import difflib
+
         near = difflib.get_close_matches(flag.split("=", maxsplit=1)[0], known, n=1)
         return f"did you mean {near[0]}?" if near else f"run `{self.prog} --help`"
 

@@ -7,6 +7,8 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import BinaryIO
 
 from chantier.client import BuildRequest, BuildResult, parse_output, prepare
 from chantier.client.parse import parse_contexts, parse_labels, parse_pairs, parse_secret, parse_size, parse_ssh
@@ -31,11 +33,10 @@ def run(args: Sequence[str], debug: bool) -> int:
     quiet = given.quiet or given.progress == "quiet"
     if given.quiet and given.progress not in ("auto", "quiet"):
         raise UsageError(f"progress={given.progress} and quiet cannot be used together")
-    from chantier.driver.save import saving
     from chantier.driver.select import open_builder
 
     driver = open_builder(given.builder, root=given.root, config=given.config, env=os.environ)
-    prepared = prepare(request, stdout_is_tty=sys.stdout.isatty(), default_output=driver.default_output, save=saving(os.environ))
+    prepared = prepare(request, stdout_is_tty=sys.stdout.isatty(), default_output=driver.default_output, save=_saved)
     mode = metadata_mode(os.environ)
     prepared = replace(prepared, provenance=bool(given.metadata_file) and mode != "disabled")
     if given.on_error:
@@ -67,6 +68,12 @@ def run(args: Sequence[str], debug: bool) -> int:
         )
     _write_results(given, result, driver.place, prepared.offer.outputs and any(o.dest == "-" for o in prepared.offer.outputs))
     return 0
+
+
+def _saved(image: str) -> AbstractContextManager[BinaryIO]:
+    from chantier.driver.save import saved_image
+
+    return saved_image(os.environ, image)
 
 
 def _failed(err: ChantierError, request: BuildRequest, display: Display, *, debug: bool, quiet: bool) -> int:

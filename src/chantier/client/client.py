@@ -7,7 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from chantier.errors import ChantierError, UnsupportedError
 from chantier.pb import control_pb2 as pb
@@ -16,9 +16,11 @@ from chantier.session.serve import Attached, Offered, attach
 from chantier.wire import Channel, GrpcError, Stub, error_of
 
 from .call import SolveCall
-from .failed import Failed
 from .solve import CONTROL, Answer, Attach, Solving
 from .worker import Usage, Version, Worker, usage_of, version_of, worker_of
+
+if TYPE_CHECKING:
+    from .failed import Failed
 
 _UNIMPLEMENTED = 12
 _UNAVAILABLE = 14

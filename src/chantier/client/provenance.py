@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import ChantierError
-from chantier.pb import content_pb2
 from chantier.pb import control_pb2 as pb
 from chantier.spec.media import IN_TOTO
 from chantier.spec.slsa import PROVENANCE, brief, is_v02, to_v02
@@ -48,6 +47,8 @@ async def fetch_provenance(channel: Channel, ref: str) -> dict[str, dict[str, An
 async def _read(channel: Channel, digest: str, size: int) -> dict[str, Any]:
     if size > _MOST_BYTES:
         raise ChantierError(f"failed to load provenance {digest}: {size} bytes are too many")
+    from chantier.pb import content_pb2
+
     data = bytearray()
     async with Stub(channel, _CONTENT).stream("Read") as call:
         await call.send(content_pb2.ReadContentRequest(digest=digest))

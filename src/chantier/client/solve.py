@@ -16,7 +16,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chantier.errors import UnsupportedError
 from chantier.pb import control_pb2 as control_pb
@@ -30,7 +30,9 @@ from chantier.wire import Channel, GrpcError, Stub
 from .attest import DEFAULT_PROVENANCE
 from .call import SolveCall
 from .events import events_of
-from .failed import Failed, failed_step
+
+if TYPE_CHECKING:
+    from .failed import Failed
 
 _log = logging.getLogger(__name__)
 _PING_S = 15.0
@@ -191,8 +193,12 @@ class Solving:
 
     async def _look(self, err: GrpcError) -> None:
         """Let whoever asked look into the step, if a step it was that failed."""
-        failed = failed_step(err, self._bridge) if self._on_failure is not None else None
-        if failed is None or self._on_failure is None:
+        if self._on_failure is None:
+            return
+        from .failed import failed_step
+
+        failed = failed_step(err, self._bridge)
+        if failed is None:
             return
         self._looked = err
         await self._quiet()

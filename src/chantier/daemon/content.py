@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import empty_pb2
-
 from chantier.errors import ChantierError
+from chantier.pb import common_pb2
 from chantier.pb import content_pb2 as pb
 from chantier.values import dataclass
 from chantier.wire import GrpcError, ServerCall, Service
@@ -112,7 +111,7 @@ class Content:
             digest = str(info.digest)
             yield _Found(digest, info.size, info.created, engine.blobs.path(digest), dict(info.labels))
 
-    async def _refuse(self, request: Any, call: ServerCall) -> empty_pb2.Empty:
+    async def _refuse(self, request: Any, call: ServerCall) -> common_pb2.Empty:
         raise GrpcError(FAILED_PRECONDITION, "read-only content store")
 
     async def _refuse_stream(self, call: ServerCall) -> None:

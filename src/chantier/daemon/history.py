@@ -12,12 +12,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from google.rpc import status_pb2
-
 from chantier.engine import SERVED, SolveResult
 from chantier.engine.history import History as Store
 from chantier.engine.history import Recording
 from chantier.errors import ChantierError, NotFoundError, UsageError
+from chantier.pb import common_pb2
 from chantier.pb import control_pb2 as pb
 from chantier.record import ATTESTATION_TYPE, CANCELED, ERROR_TYPE, LOG_TYPE, BuildRecord
 from chantier.spec import dumps_indent
@@ -282,9 +281,9 @@ def _blob(digest: str, path: Path) -> Blob | None:
     return Blob(digest=digest, size=info.st_size, path=path, created=info.st_mtime_ns)
 
 
-def status_message(error: GrpcError) -> status_pb2.Status:
+def status_message(error: GrpcError) -> common_pb2.Status:
     """google.rpc.Status with its details."""
-    status = status_pb2.Status(code=error.code, message=error.message)
+    status = common_pb2.Status(code=error.code, message=error.message)
     for detail in error.details:
         status.details.add(type_url=detail.type_url, value=detail.value)
     return status

@@ -13,12 +13,17 @@ from __future__ import annotations
 import hashlib
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from chantier.spec.gojson import dumps
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import FieldDescriptor
+
+_MESSAGE, _BYTES = 11, 12
+"""descriptor.proto, FieldDescriptorProto.Type."""
 
 _ALWAYS = frozenset(
     {
@@ -43,9 +48,9 @@ def struct(message: Message, *, old: bool = False) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for field in _fields(message):
         value = _value(getattr(message, field.name), field, old=old)
-        if field.type == FieldDescriptor.TYPE_MESSAGE and not field.is_repeated and not message.HasField(field.name):
+        if field.type == _MESSAGE and not field.is_repeated and not message.HasField(field.name):
             continue
-        if value or field.type == FieldDescriptor.TYPE_MESSAGE or (old and (name, field.name) in _ALWAYS):
+        if value or field.type == _MESSAGE or (old and (name, field.name) in _ALWAYS):
             if field.is_repeated and not value:
                 continue
             out[field.name] = value
@@ -80,9 +85,9 @@ def _value(value: Any, field: FieldDescriptor, *, old: bool) -> Any:
 
 
 def _item(value: Any, field: FieldDescriptor, *, old: bool) -> Any:
-    if field.type == FieldDescriptor.TYPE_MESSAGE:
+    if field.type == _MESSAGE:
         return struct(value, old=old)
-    if field.type == FieldDescriptor.TYPE_BYTES:
+    if field.type == _BYTES:
         return b64encode(value).decode()
     return value
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 
+from chantier import __version__
 from chantier.config import Config, is_pattern
 from chantier.values import asdict, dataclass, field
 
@@ -32,10 +32,7 @@ _NONE: Mapping[str, object] = MappingProxyType({})
 
 
 def user_agent() -> str:
-    try:
-        return f"chantier/{version('chantier')}"
-    except PackageNotFoundError:  # run from a tree that was never installed
-        return "chantier/dev"
+    return f"chantier/{__version__}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

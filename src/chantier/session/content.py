@@ -201,7 +201,7 @@ class _Content:
             await call.send(answer)
 
     async def _abort(self, request: pb.AbortRequest, call: ServerCall) -> Any:
-        from google.protobuf.empty_pb2 import Empty
+        from chantier.pb.common_pb2 import Empty
 
         await in_thread(self._store(call).abort, request.ref)
         return Empty()

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-import secrets
 
 from chantier.errors import ReferenceError_
 
@@ -49,7 +49,7 @@ EMPTY_LAYER = Digest("sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cdd
 
 def new_id() -> str:
     """A random id in BuildKit's form: 25 characters of base36."""
-    number = secrets.randbits(128)
+    number = int.from_bytes(os.urandom(16), "big")
     digits = []
     for _ in range(25):
         number, rest = divmod(number, 36)

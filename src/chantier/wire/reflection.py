@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
-from google.protobuf import descriptor_pool
-
-from chantier.pb import reflection_pb2, reflection_v1alpha_pb2
+from chantier.pb import pool, reflection_pb2, reflection_v1alpha_pb2
 
 from .call import ServerCall
 from .service import Service
@@ -40,7 +38,6 @@ def _handler(pb: ModuleType, names: Callable[[], Iterable[str]]) -> Callable[[Se
 
 
 def _fill(answer: Any, request: Any, names: Callable[[], Iterable[str]], sent: set[str]) -> None:
-    pool = descriptor_pool.Default()
     which = request.WhichOneof("message_request")
     if which == "list_services":
         for name in sorted({*names(), *NAMES}):

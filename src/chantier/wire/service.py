@@ -32,17 +32,17 @@ class Method:
 @lru_cache(256)
 def methods(service: str) -> Mapping[str, Method]:
     """The methods of a service by name. Raises LookupError unless the pb module that describes it was imported."""
-    from google.protobuf import descriptor_pool, message_factory
+    from chantier.pb import message_class, pool
 
     try:
-        found = descriptor_pool.Default().FindServiceByName(service)
+        found = pool.FindServiceByName(service)
     except KeyError as err:
         raise LookupError(f"no description of service {service}: its pb module is not imported") from err
     return {
         method.name: Method(
             path=f"/{service}/{method.name}",
-            request=message_factory.GetMessageClass(method.input_type),
-            response=message_factory.GetMessageClass(method.output_type),
+            request=message_class(method.input_type),
+            response=message_class(method.output_type),
             client_streaming=method.client_streaming,
             server_streaming=method.server_streaming,
         )

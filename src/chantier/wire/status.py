@@ -153,9 +153,9 @@ def status_headers(error: GrpcError | None, most_bytes: int) -> HeaderList:
 
 
 def _pack_status(error: GrpcError) -> bytes:
-    from google.rpc import status_pb2
+    from chantier.pb.common_pb2 import Status
 
-    status = status_pb2.Status(code=error.code, message=error.message)
+    status = Status(code=error.code, message=error.message)
     for detail in error.details:
         status.details.add(type_url=detail.type_url, value=detail.value)
     return bytes(status.SerializeToString())
@@ -163,10 +163,11 @@ def _pack_status(error: GrpcError) -> bytes:
 
 def _unpack_details(raw: bytes) -> list[Detail]:
     from google.protobuf.message import DecodeError
-    from google.rpc import status_pb2
+
+    from chantier.pb.common_pb2 import Status
 
     try:
-        status = status_pb2.Status.FromString(raw)
+        status = Status.FromString(raw)
     except DecodeError:  # details are a courtesy: the status stands without them
         return []
     return [Detail(any.type_url, any.value) for any in status.details]
