@@ -76,13 +76,15 @@ def buildx_flags(build: Build) -> list[str]:
 class _Ours:
     """What builders that are chantier share."""
 
+    config = ""
+
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.state = Path()
 
     def start(self, state: Path) -> None:
         self.state = state
-        (state / "chantierd.toml").write_text(f'[registry."{self.setting.registry}"]\nhttp = true\n')
+        (state / "chantierd.toml").write_text(f'{self.config}[registry."{self.setting.registry}"]\nhttp = true\n')
 
     def stop(self) -> None:
         return
@@ -152,6 +154,13 @@ class Stock(Daemon):
 
     def commands(self, build: Build) -> list[list[str]]:
         return [[*self._buildx(), "build", "--builder", "bench", *buildx_flags(build)]]
+
+
+class Sandbox(Stock):
+    """Stock docker buildx, and a chantierd that runs steps in its own sandbox rather than with runc."""
+
+    name = "sandbox"
+    config = '[worker.oci]\nbinary = "native"\n'
 
 
 class Peer:
@@ -235,7 +244,7 @@ class Buildah:
         return commands
 
 
-ALL: dict[str, type[Builder]] = {kind.name: kind for kind in (Embedded, Daemon, Stock, Peer, Buildah)}
+ALL: dict[str, type[Builder]] = {kind.name: kind for kind in (Embedded, Daemon, Stock, Sandbox, Peer, Buildah)}
 
 
 def _wait_for(socket: Path, process: subprocess.Popen[bytes], log: Path) -> None:
