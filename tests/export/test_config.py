@@ -86,6 +86,16 @@ def test_attributes() -> None:
     assert options.push
     assert (options.compression.kind, options.compression.level) == ("zstd", 3)
     assert [(a.kind, a.key, a.value) for a in options.annotations] == [("manifest", "k", "v")]
+    told = {"annotation.g": b"all", "annotation-index.i": b"x", "annotation-manifest[linux/amd64].k": b"theirs", "other": b"1"}
+    with_told = options.with_annotations({**told, "annotation.k": b"theirs"}).annotations
+    assert [(a.kind, a.platform, a.key, a.value) for a in with_told] == [
+        ("index", "", "i", "x"),
+        ("manifest", "linux/amd64", "k", "theirs"),
+        ("manifest", "", "g", "all"),
+        ("manifest", "", "k", "v"),  # the output's own
+    ]
+    docker = ImageOptions.parse({"oci-mediatypes": "false"})
+    assert docker.with_annotations(told) == docker
     assert parse_epoch("") is None
     result = Exportable(refs={"": None}, metadata={"source.date.epoch": b"7"})
     assert [ImageOptions.parse(attrs).epoch.of_result(result, "") for attrs in ({}, {"source-date-epoch": "9"})] == [7, 9]

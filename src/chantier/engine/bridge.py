@@ -370,7 +370,9 @@ class EngineBridge:
                 hint="drop the `# syntax=` line, use docker/dockerfile, which is built in, or build through chantierd",
             )
         bridge = self._for("gateway.v0", opts, inputs)
-        return bridge._made(await self.engine.run_frontend_image(bridge, source, {**opts, "cmdline": cmdline}, inputs))
+        # To a frontend that has a command line its image was chosen by a `syntax` line: it looks for no other.
+        told = {**opts, "cmdline": cmdline} if cmdline else opts
+        return bridge._made(await self.engine.run_frontend_image(bridge, source, told, inputs))
 
     async def close(self) -> None:
         await self.containers.close()

@@ -74,6 +74,7 @@ async def make_image(
 
     `inline` is whether attestations that are for registries alone make an index of it. Base layers that were never needed stay where they are: `Blob.layer.local` is false for them.
     """
+    options = options.with_annotations(what.metadata)
     inline = options.attestation_inline if options.attestation_inline is not None else inline
     indexed = wants_index(what, options, inline=inline)
     with step.action("exporting layers"):
@@ -132,7 +133,8 @@ async def make_image(
     descriptor = _document(index, OCI_INDEX, options)
     with step.action(f"exporting manifest list {descriptor.digest}"):
         blobs[descriptor.digest] = Blob(descriptor=descriptor, data=index)
-    return Image(root=descriptor, blobs=tuple(blobs.values()), config=None)
+    said_of = {a.key: a.value for a in options.annotations if a.kind == "index-descriptor"}
+    return Image(root=replace(descriptor, annotations=said_of), blobs=tuple(blobs.values()), config=None)
 
 
 class ImageExporter:

@@ -45,7 +45,7 @@ class TarExporter:
         image = await make_image(what, self.options, context, step)
         names = [str(Reference.parse(n).with_default_tag()) for n in self._names(what)]
         created = rfc3339((self.options.epoch.at if self.options.epoch.at is not None else int(time.time())) * 1_000_000_000)
-        root = replace(image.root, annotations={**image.root.annotations, "org.opencontainers.image.created": created})
+        root = replace(image.root, annotations={"org.opencontainers.image.created": created, **image.root.annotations})
         await fetch_lazy(image, context, step)
         if context.session is None:
             raise UsageError("could not export without session")

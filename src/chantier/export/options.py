@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from chantier.errors import UsageError
-from chantier.values import dataclass, field
+from chantier.values import dataclass, field, replace
 
 if TYPE_CHECKING:
     from .types import Exportable
@@ -117,6 +117,13 @@ class ImageOptions:
             oci_artifact=artifact,
             attestation_inline=flag("attestation-inline") if "attestation-inline" in attrs else None,
         )
+
+    def with_annotations(self, metadata: Mapping[str, bytes]) -> ImageOptions:
+        """With those that the frontend set on its result; the output's own count before them. Docker's documents have none."""
+        found = _annotations({key: value.decode() for key, value in metadata.items() if key.startswith("annotation")})
+        mine = {(a.kind, a.platform, a.key) for a in self.annotations}
+        more = tuple(a for a in found if (a.kind, a.platform, a.key) not in mine)
+        return replace(self, annotations=(*more, *self.annotations)) if more and self.oci_media_types else self
 
 
 def parse_epoch(value: str | None) -> int | None:
