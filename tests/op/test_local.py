@@ -154,11 +154,17 @@ def test_directories_of_another_machine(bench: Bench, context: Path, job: Job) -
 
 def test_metadata_only(bench: Bench, context: Path, job: Job) -> None:
     job.sessions.append(LocalSession(directories={"context": context}))
-    (ref,) = bench.run(op(bench, metadatatransfer="true", metadatatransferexclude=["b"]), job=job)
+    (context / "e").mkdir()
+    (context / "e/one").write_text("1")
+    (context / "e/two").write_text("2")
+    os.utime(context / "e", (5, 5))
+    (ref,) = bench.run(op(bench, metadatatransfer="true", metadatatransferexclude=["b", "**/one"]), job=job)
     assert ref is not None
     with mounted(ref.mounts(), readonly=True) as root:
-        assert (root / "a").read_text() == ""
+        found = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+        assert found == [".fsutil-metadata", "b", "e", "e/one"]
         assert (root / "b").read_text() == "b"
+        assert (root / "e").stat().st_mtime == 5
         listing = (root / ".fsutil-metadata").read_bytes()
     assert listing.count(b"d/x") == 1
 

@@ -16,7 +16,7 @@ import shutil
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,11 +165,11 @@ class LocalOp:
                     self._request,
                     into,
                     known={},
-                    wants=lambda entry: bool(self._metadata_except) and wanted.matches(entry.path),
+                    wants=lambda entry: wanted.matches(entry.path),
                     on_bytes=progress.add,
                     on_stat=lambda stat: rows.append(struct.pack("<I", len(stat)) + stat),
                 )
-                (into / _METADATA_FILE).write_bytes(b"".join(rows))
+                await self._worker.threaded(lambda _cancelled: _list_instead(into, wanted, rows))
                 return
             index = await session.receive(self._request, into, known=known or {}, on_bytes=progress.add)
         finally:
@@ -177,8 +177,8 @@ class LocalOp:
         mutable.set_meta(_INDEX, pack(index))
 
     def _metadata(self, source: Path, receiver: Receiver, into: Path, cancelled: Callable[[], bool]) -> None:
-        """Names and attributes only: files are empty but for the exceptions, and one file lists all attributes."""
-        wanted = Patterns(self._metadata_except) if self._metadata_except else None
+        """Attributes of all, in one file, and the files that are exceptions."""
+        wanted = Patterns(self._metadata_except)
         rows = []
         for entry in walk(source, self._request, cancelled=cancelled):
             sent = to_stat(entry).SerializeToString(deterministic=True)
@@ -186,11 +186,11 @@ class LocalOp:
             if not receiver.want(entry):
                 continue
             fd = receiver.open(entry)
-            if wanted is not None and wanted.matches(entry.path):
+            if wanted.matches(entry.path):
                 _fill(entry, fd)
             receiver.close_file(entry, fd)
         receiver.finish()
-        (into / _METADATA_FILE).write_bytes(b"".join(rows))
+        _list_instead(into, wanted, rows)
 
 
 class _Progress:
@@ -235,6 +235,23 @@ def _fill(entry: Entry, fd: int) -> None:
         copy_file(read, fd, entry.size)
     finally:
         os.close(read)
+
+
+def _list_instead(into: Path, wanted: Patterns, rows: Sequence[bytes]) -> None:
+    """The list of all entries in place of those that are not wanted; directories stay where something wanted is in them."""
+    for base, names, files in os.walk(into, topdown=False):
+        times = os.stat(base)
+        for name in (*files, *names):
+            path = os.path.join(base, name)
+            if wanted.matches(os.path.relpath(path, into)):
+                continue
+            if os.path.isdir(path) and not os.path.islink(path):
+                with suppress(OSError):  # not empty
+                    os.rmdir(path)
+            else:
+                os.unlink(path)
+        os.utime(base, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (into / _METADATA_FILE).write_bytes(b"".join(rows))
 
 
 def _empty(into: Path) -> None:
