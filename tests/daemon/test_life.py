@@ -226,3 +226,35 @@ def test_a_socket_that_was_handed_over(tmp_path: Path) -> None:
         process.terminate()
         process.communicate(timeout=20)
     assert process.returncode == 0
+
+
+def test_debug_endpoints(start_daemon: Start, tmp_path: Path) -> None:
+    path = tmp_path / "debug.sock"
+    daemon = start_daemon("", "--debugaddr", f"unix://{path}")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+    def get(page: str, *more: str) -> str:
+        done = subprocess.run(
+            ["curl", "-sS", "-w", "\n%{http_code}", "--unix-socket", str(path), *more, f"http://localhost{page}"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout
+
+    told = json.loads(get("/debug/vars").rpartition("\n")[0])
+    assert told["status"]["pid"] == daemon.process.pid
+    assert str(path) in " ".join(told["cmdline"])
+    stacks = get("/debug/pprof/goroutine?debug=2")
+    assert "thread MainThread:" in stacks
+    assert "Stack for <Task" in stacks
+    figures = dict(line.split(" ") for line in get("/metrics").splitlines() if " " in line and not line.startswith("#"))
+    assert float(figures["process_resident_memory_bytes"]) > 1 << 20
+    assert figures["chantier_builds_running"] == "0"
+    assert get("/debug/none").endswith("\n404")
+    assert get("/metrics", "-X", "POST").endswith("\n405")
+    assert daemon.stop() == 0
+    assert not path.exists()
+
+
+def test_a_debug_address_that_cannot_be(start_daemon: Start) -> None:
+    with pytest.raises(AssertionError, match="cannot serve debug endpoints on nowhere"):
+        start_daemon("", "--debugaddr", "nowhere")

@@ -37,6 +37,7 @@ from .traces import Traces
 if TYPE_CHECKING:
     import ssl
 
+    from .debug import DebugServer
     from .flags import Settings
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._lock = -1
         self._tls: ssl.SSLContext | None = None
+        self._debug: DebugServer | None = None
         self.health = Health()
         self.traces = Traces(settings.env)
         self._server = Server(
@@ -118,6 +120,10 @@ class Daemon:
     async def __aenter__(self) -> Self:
         self._take_lock()
         try:
+            if self.config.grpc.debug_address:
+                from .debug import DebugServer
+
+                self._debug = await DebugServer(self, self.config.grpc.debug_address).__aenter__()
             await self._listen()
         except BaseException:
             await self._close()
@@ -200,6 +206,8 @@ class Daemon:
         if self.is_open:
             await self.opened_engine.__aexit__(None, None, None)
         await self.traces.close()
+        if self._debug is not None:
+            await self._debug.__aexit__(None, None, None)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
