@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -34,6 +37,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 HIDDEN = {"buildctl": ("buildctl", "what drivers run beside a daemon")}
 _ALIASES = {"b": "build"}
 
+_OBJECTS = 30_000
+"""So many new objects between two searches for cycles: importing our modules makes many, and none is garbage."""
+
 _USAGE = """Usage: chantier [--debug] COMMAND
 
 BuildKit and Buildx for Python: builds container images with no daemon and no docker command.
@@ -46,12 +52,33 @@ Run `chantier COMMAND --help` for what a command takes, with an example.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `chantier`. Returns the exit code."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:
-        from chantier import driver
+    """Entry point of `chantier`. Returns the exit code; run as the command, it may end the process with it."""
+    if argv is not None:
+        return _main(list(argv))
+    from chantier import driver
 
-        driver.is_command = True
+    driver.is_command = True
+    gc.set_threshold(_OBJECTS, 10, 10)
+    return _leave(_main(sys.argv[1:]))
+
+
+def _leave(code: int) -> int:
+    """End the process without taking the interpreter apart, which costs a short command a sixth of its time.
+
+    Threads and what was left for the end of the process have their end first, as they would. Where an output cannot be
+    flushed, Python says and does what it always does.
+    """
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        return code
+    os._exit(code)
+
+
+def _main(args: list[str]) -> int:
     debug = bool(os.environ.get("DEBUG"))
     while args and args[0] in ("-D", "--debug"):
         debug = True

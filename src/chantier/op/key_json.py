@@ -78,7 +78,7 @@ def digest_of(data: bytes) -> str:
 
 def _value(value: Any, field: FieldDescriptor, *, old: bool) -> Any:
     if field.is_repeated:
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        if field.message_type is not None and hasattr(value, "keys"):  # a map
             return {key: _item(value[key], field.message_type.fields_by_name["value"], old=old) for key in sorted(value)}
         return [_item(item, field, old=old) for item in value]
     return _item(value, field, old=old)
