@@ -106,7 +106,11 @@ def _parser() -> Parser:
     add("context", metavar="PATH | URL | -", help="the build context: a directory, a git or http URL, or - for standard input")
     add("--add-host", action="append", default=[], metavar="HOST=IP", help="a line of the steps' hosts file")
     add(
-        "--allow", action="append", default=[], metavar="ENTITLEMENT", help="grant network.host or security.insecure to the build"
+        "--allow",
+        action="append",
+        default=[],
+        metavar="ENTITLEMENT",
+        help="grant network.host, security.insecure or device[=NAME] to the build",
     )
     add("--annotation", action="append", default=[], metavar="KEY=VALUE", help="an annotation of the image")
     add(
