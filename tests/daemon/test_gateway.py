@@ -124,7 +124,8 @@ def test_ping_lists_what_works(daemon: Chantierd) -> None:
             assert {"return", "returnmap", "proto.refarray", "gateway.exec"} <= set(frontend)
             assert {"file.base", "exec.meta.base", "source.local", "exporter.multiple"} <= set(llb)
             assert pong.Workers[0].platforms[0].OS == "linux"
-            assert not {"source.imageblob", "source.git.bundle", "source.git.checkoutbundle"} & set(llb)
+            assert {"source.imageblob", "source.git.bundle", "source.git.checkoutbundle", "exec.meta.cdi"} <= set(llb)
+            assert "exec.meta.network.proxy" not in llb
             error = await refused(build.make(git("https://x.test/r.git", checkout_bundle=True).marshal()))
             assert "source.git.checkoutbundle" in error.message
             await build.returns()
@@ -317,6 +318,14 @@ def test_a_process_that_may_not_be_is_told_as_one_that_failed(daemon: Chantierd)
                     await call.send(asked)
                     _, ended = await outcome(call, f"p{mode}")
                     assert wanted in ended.Error.message
+            request = pb.NewContainerRequest(ContainerID="h", Mounts=mounts, Network=ops_pb2.HOST)
+            await build.bridge.unary("NewContainer", request)
+            async with build.bridge.stream("ExecProcess") as call:
+                asked = init("h1", "true")
+                asked.Init.ContainerID = "h"
+                await call.send(asked)
+                _, ended = await outcome(call, "h1")
+                assert "network.host is not allowed" in ended.Error.message
             await build.returns()
 
     asyncio.run(run())

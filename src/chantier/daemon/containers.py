@@ -147,7 +147,9 @@ class _Process:
         init = self._init
         code, status = 0, None
         try:
-            self._gateway.bridge.containers.check(0, init.Security)  # clients wait for the process, not for the stream
+            self._gateway.bridge.containers.check(
+                self._container.network, init.Security
+            )  # clients wait for the process, not for the stream
             ended = await self._container.run(
                 init.Meta,
                 output=self._output,

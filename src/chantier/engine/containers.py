@@ -40,10 +40,12 @@ class Containers:
         hostname: str = "",
         extra_hosts: Sequence[pb.HostIP] = (),
     ) -> HeldContainer:
-        """Each mount comes with the result it shows, if any. Raises ExistsError, PolicyError, what a RUN's mounts raise."""
+        """Each mount comes with the result it shows, if any. Raises ExistsError, what a RUN's mounts raise.
+
+        What the build was not granted is refused to the processes in it: `check` goes before each.
+        """
         if id in self._open:
             raise ExistsError(f"container {id} already exists")
-        self.check(network, 0)
         self._open[id] = None
         try:
             inputs: list[Ref | None] = []

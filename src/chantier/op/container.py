@@ -59,6 +59,11 @@ class HeldContainer:
         self._ready: _Ready
         self._network = ""
 
+    @property
+    def network(self) -> int:
+        """The network mode that was asked for (pb.NetMode)."""
+        return self._spec.network
+
     async def open(self) -> None:
         """Raises what a RUN with these mounts would."""
         spec = self._spec
