@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from chantier.llb import Mount, git, image, mkfile, scratch
+from chantier.llb import Mount, image, mkfile, scratch
 from chantier.pb import common_pb2, ops_pb2
 from chantier.pb import gateway_pb2 as pb
 from chantier.wire import GrpcError, Stub
@@ -126,8 +126,11 @@ def test_ping_lists_what_works(daemon: Chantierd) -> None:
             assert pong.Workers[0].platforms[0].OS == "linux"
             assert {"source.imageblob", "source.git.bundle", "source.git.checkoutbundle", "exec.meta.cdi"} <= set(llb)
             assert "exec.meta.network.proxy" not in llb
-            error = await refused(build.make(git("https://x.test/r.git", checkout_bundle=True).marshal()))
-            assert "source.git.checkoutbundle" in error.message
+            asked = image("alpine").marshal()
+            for metadata in asked.metadata.values():
+                metadata.caps["exec.meta.network.proxy"] = True
+            error = await refused(build.make(asked))
+            assert "exec.meta.network.proxy" in error.message
             await build.returns()
 
     asyncio.run(run())
