@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -131,6 +132,37 @@ def test_other_tools_unpack_our_layers_identically(chantier: Command, registry: 
     assert os.listdir(root / "home/app") == ["new"]
     assert not (root / "gone").exists()
     assert os.fsencode("caf") + b"\xe9" in os.listdir(os.fsencode(root / "d"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_the_image_is_the_same_whatever_the_parallelism(
+    make_command: Callable[..., Command], tmp_path: Path, compression: str
+) -> None:
+    context = tmp_path / "ctx"
+    context.mkdir()
+    for number in range(4):
+        (context / f"f{number}").write_bytes(random.Random(number).randbytes(1_500_000) + b"the same again\n" * 150_000)
+    stages = "".join(f"FROM alpine AS s{n}\nCOPY f{n} /f\nRUN cat /f /f > /g && touch -d @1 /g\n" for n in range(4))
+    text = stages + "FROM scratch\n" + "".join(f"COPY --from=s{n} /f /g /{n}/\n" for n in range(4))
+    allowed, digests = os.sched_getaffinity(0), set()
+    for parallelism, processors in ((1, {min(allowed)}), (8, allowed)):
+        out = tmp_path / f"{parallelism}.tar"
+        output = f"type=oci,dest={out},compression={compression},force-compression=true,rewrite-timestamp=true"
+        command = make_command(f"[worker.oci]\nmax-parallelism = {parallelism}", name=f"state{parallelism}")
+        os.sched_setaffinity(0, processors)  # what is started from here has as many threads that compress
+        try:
+            done = command.build(text, "-o", output, "--build-arg", "SOURCE_DATE_EPOCH=7", context=context).ok()
+        finally:
+            os.sched_setaffinity(0, allowed)
+        digests.add(done.out)
+        bare = f"dir:{tmp_path}/bare{parallelism}"  # umoci knows gzip only: skopeo decompresses
+        run_ok("skopeo", "copy", "--dest-decompress", f"oci-archive:{out}", bare)
+        run_ok("skopeo", "copy", bare, f"oci:{tmp_path}/oci{parallelism}:b")
+        run_ok("umoci", "raw", "unpack", "--image", f"{tmp_path}/oci{parallelism}:b", tmp_path / f"root{parallelism}")
+    assert len(digests) == 1
+    assert tree_of(tmp_path / "root1") == tree_of(tmp_path / "root8")
+    assert (tmp_path / "root1/3/f").read_bytes() == (context / "f3").read_bytes()
 
 
 def test_a_failed_step_shows_the_lines_and_the_cause(chantier: Command) -> None:
