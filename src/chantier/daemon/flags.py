@@ -69,6 +69,8 @@ def parse(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> Settings:
     if flags.config and not file_or_default(flags.config):
         raise UsageError(f"config file not found: {flags.config}")
     found = load(file) if file is not None and file.exists() else Config()
+    if flags.root:  # a flag counts for more than the environment
+        env = {key: value for key, value in env.items() if key != "CHANTIER_ROOT"}
     return Settings(config=_overlay(found, flags, env), file=file, overlay=flags, env=env, warnings=tuple(_said(flags, found)))
 
 
