@@ -580,7 +580,7 @@ def test_a_device_that_a_step_needs_is_told_to_be_missing(shop: Shop) -> None:
     op._op.cdiDevices.add(name="vendor.example/device=one", optional=True)
     shop.run(op)
     op._op.cdiDevices.add(name="vendor.example/device=two")
-    with pytest.raises(UnsupportedError, match=r'required device "vendor.example/device=two" is not registered'):
+    with pytest.raises(NotFoundError, match=r'required device "vendor.example/device=two" is not registered'):
         shop.run(op)
 
 

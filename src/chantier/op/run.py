@@ -92,7 +92,7 @@ class RunOp:
         async with AsyncExitStack() as stack:
             place = await stack.enter_async_context(self._place())
             given = await self._given(job, inputs, place, stack)
-            edits = await self._worker.threaded(lambda _: self._edits(runtime))
+            edits = await self._worker.threaded(lambda _: self._edits(runtime)) if self._op.cdiDevices else _NO_EDITS
             environment = await self._environment(job, edits)
             network = await stack.enter_async_context(self._network())
             ready = await self._worker.threaded(
@@ -126,7 +126,12 @@ class RunOp:
     def _edits(self, runtime: Runtime) -> Edits:
         """What the step's devices add. Raises NotFoundError for one that is not there, UnsupportedError for what cannot be done."""
         wanted = [(device.name, device.optional) for device in self._op.cdiDevices]
-        if not wanted or self._worker.devices is None:
+        if self._worker.devices is None:
+            missing = next((name for name, optional in wanted if not optional), None)
+            if missing is not None:
+                raise NotFoundError(
+                    f'required device "{missing}" is not registered', hint="devices are switched off: `disabled` in [cdi]"
+                )
             return _NO_EDITS
         edits = self._worker.devices.edits(wanted)
         if (edits.devices or edits.hooks) and runtime.name == "native":
