@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,56 @@ def test_the_first_step_is_cancelled_while_the_helper_is_made(rootfs: Path, tmp_
     asyncio.run(main())
     assert not children() - before
     assert not (tmp_path / "executor").exists() or os.listdir(tmp_path / "executor") == []
+
+
+def below(pid: int) -> list[int]:
+    """The processes a process has started, and theirs."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [found for child in map(int, text.split()) for found in (child, *below(child))]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("victim", ["spare", "first", "server"])
+def test_a_monitor_made_ahead_that_is_killed_is_replaced(rootfs: Path, tmp_path: Path, victim: str) -> None:
+    """The helper in Python forks one before it is asked; nobody notices that it has gone."""
+    before = children()
+
+    async def main() -> None:
+        runtime = Native(tmp_path / "executor", helper="python")
+        try:
+            for _ in range(4):
+                for _ in range(2):  # the first one may be served by hand; after it there is one made ahead again
+                    assert (await runtime.run(container(rootfs, "true"), output=lambda *_: None)).code == 0
+                (server,) = children() - before
+                while len(made := below(server)) < 2:  # a monitor and its first process
+                    await asyncio.sleep(0.005)
+                doomed = {"server": server, "spare": made[0], "first": made[1]}[victim]
+                os.kill(doomed, signal.SIGKILL)
+                gone = [server, *made] if victim == "server" else [doomed]
+                while any(is_alive(pid) for pid in gone):  # what it has made dies with the server
+                    await asyncio.sleep(0.005)
+        finally:
+            await runtime.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert not children() - before
+    assert os.listdir(tmp_path / "executor") == []
+
+
+def test_a_monitor_made_ahead_leaves_the_cgroups_with_its_server(rootfs: Path, tmp_path: Path) -> None:
+    async def main() -> list[str]:
+        runtime = Native(tmp_path / "executor", helper="python")
+        for _ in range(3):
+            assert (await runtime.run(container(rootfs, "true"), output=lambda *_: None)).code == 0
+        assert runtime._opening is not None
+        shared = list(runtime._opening.result()[1].shared)
+        await runtime.close()
+        return shared
+
+    assert not [group for group in asyncio.run(main()) if os.path.exists(group)]

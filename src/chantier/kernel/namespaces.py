@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import TypeVar
 
 from chantier.values import dataclass
@@ -56,6 +54,8 @@ def apart(call: Callable[[], T]) -> T:
         except BaseException as err:  # handed to the caller's thread below
             failures.append(err)
 
+    import threading
+
     thread = threading.Thread(target=body, name="chantier-apart")
     thread.start()
     thread.join()
@@ -83,7 +83,8 @@ def parse_id_map(text: str) -> tuple[IdRange, ...]:
 def in_user_namespace() -> bool:
     """Whether root here is not root of the machine: overlays then need `userxattr`, device nodes cannot be made."""
     try:
-        ranges = parse_id_map(Path("/proc/self/uid_map").read_text(encoding="ascii"))
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            ranges = parse_id_map(file.read())
     except FileNotFoundError:  # a kernel without user namespaces
         return False
     return ranges != (IdRange(inside=0, outside=0, size=2**32 - 1),)

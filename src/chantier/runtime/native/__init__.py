@@ -4,7 +4,7 @@
     oci.build    what a container is like: the same description that an OCI runtime is given
     plan         the description as records, in order; all policy is decided here
     bpf, groups  its system call filter and its cgroups
-    sandbox.c    carries records out; helper.py does the same where there is no compiler
+    sandbox.c    carries records out; helper/ does the same in Python where there is no compiler
     server       one helper process an engine, from which containers are forked
     native       the Runtime
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The helper as a program that can be started: sandbox.c compiled once and kept, or helper.py where there is no compiler.
+"""The helper as a program that can be started: sandbox.c compiled once and kept, or `helper` in Python where there is no compiler.
 
 It is copied into memory and sealed there before it runs. A step that executes /proc/self/exe, or names it as an interpreter,
 gets hold of the helper's own program file (CVE-2019-5736): of one that nobody can write to, and that is no file of the machine.
@@ -22,7 +22,7 @@ from chantier.errors import UnsupportedError
 from chantier.values import dataclass
 
 _SOURCE = Path(__file__).with_name("sandbox.c")
-_SCRIPT = Path(__file__).with_name("helper.py")
+_SCRIPT = Path(__file__).with_name("helper") / "__main__.py"
 _FLAGS = ("-O2", "-std=gnu11", "-w")
 _COMPILERS = ("cc", "gcc", "clang", "musl-gcc")
 _COMPILE_S = 120.0

@@ -12,7 +12,7 @@
  * runtime: what it leaves behind dies with the namespace. A step in a container that runs has a guard outside of that
  * container's pid namespace, which passes signals on to it and reaps it.
  *
- * A plan is NUL-terminated words: the name of a record, how many arguments follow, the arguments. What helper.py does in
+ * A plan is NUL-terminated words: the name of a record, how many arguments follow, the arguments. What helper/ does in
  * Python is the same, record by record; both pass the same tests. Policy is not found here: see plan.py.
  *
  * Packets on the control socket: to us "K" kill, "S<n>" send a signal; from us "R" started (with a pidfd), "T" a terminal
