@@ -119,7 +119,7 @@ def _worker_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("worker")
     _bool(parser, "oci-worker", argparse.SUPPRESS)
     group.add_argument("--oci-worker-labels", action="append", metavar="K=V")
-    group.add_argument("--oci-worker-snapshotter", metavar="NAME", help="auto, overlayfs, native")
+    group.add_argument("--oci-worker-snapshotter", metavar="NAME", help="auto, overlayfs, fuse-overlayfs, native")
     group.add_argument("--oci-worker-platform", action="append", metavar="PLATFORM")
     group.add_argument("--oci-worker-net", metavar="MODE", help="auto, host, none, cni, bridge, pasta, slirp4netns")
     add("--oci-cni-config-path", help=argparse.SUPPRESS)

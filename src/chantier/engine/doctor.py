@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chantier.config import Config
-from chantier.errors import ChantierError
+from chantier.errors import ChantierError, UnsupportedError
 from chantier.kernel import userns
 from chantier.values import asdict, dataclass
 
@@ -131,22 +131,25 @@ def _ids(asked: _Asked) -> list[Finding]:
 
 
 def _overlay(asked: _Asked) -> list[Finding]:
-    from chantier.snapshot import overlay_works
+    from chantier.snapshot import choose, overlay_works
 
-    wanted = asked.config.worker_oci.snapshotter or "auto"
+    wanted = asked.config.worker_oci.snapshotter
+    fix = "put the state on ext4, XFS or Btrfs with --root; an ordinary user needs Linux 5.11 or later"
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=_existing(asked.root), ignore_cleanup_errors=True) as place:
-        works = overlay_works(Path(place))
-    if works:
-        return [Finding(name="overlay", state=OK, found=f"the kernel's overlayfs works below {asked.root}")]
-    release = os.uname().release
-    return [
-        Finding(
-            name="overlay",
-            state=FAILURE if wanted == "overlayfs" else WARNING,
-            found=f"overlayfs cannot be mounted below {asked.root} (Linux {release}): every snapshot would be a full copy",
-            fix="put the state on ext4, XFS or Btrfs with --root; an ordinary user needs Linux 5.11 or later",
-        )
-    ]
+        try:
+            choice = choose(wanted, Path(place))
+            works = choice.name != "overlayfs" or overlay_works(Path(place))
+        except UnsupportedError as err:
+            return [Finding(name="overlay", state=FAILURE, found=str(err), fix=err.hint or "")]
+    if not works:  # it was asked for
+        said = f"overlayfs cannot be mounted below {asked.root} (Linux {os.uname().release})"
+        return [Finding(name="overlay", state=FAILURE, found=said, fix=fix)]
+    if choice.note:
+        if choice.name == "native":
+            fix += "; or install fuse-overlayfs, which needs /dev/fuse"
+        return [Finding(name="overlay", state=WARNING, found=choice.note.replace(place, str(asked.root)), fix=fix)]
+    said = f"the kernel's overlayfs works below {asked.root}" if choice.name == "overlayfs" else f"{choice.name}, as the config asks"
+    return [Finding(name="overlay", state=OK, found=said)]
 
 
 def _existing(path: Path) -> Path:

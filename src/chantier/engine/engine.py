@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from chantier.cache import Cache, LayerBlob
 from chantier.config import Config
-from chantier.errors import ChantierError, UnsupportedError
+from chantier.errors import ChantierError
 from chantier.llb import caps
 from chantier.op import Worker
 from chantier.op.image import ImageResolver
@@ -21,7 +21,7 @@ from chantier.op.worker import threaded
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter
 from chantier.registry import Registries, Registry, Settings
-from chantier.snapshot import Native, Overlay, Snapshotter, overlay_works, recover_mounts
+from chantier.snapshot import Snapshotter, choose, recover_mounts
 from chantier.solver import Job, Solver
 from chantier.spec import Platform, Reference, host_platform, new_id
 from chantier.store import Db, Disk, Policy, Root, UsageRecord
@@ -154,20 +154,12 @@ class Engine:
             raise
 
     def _snapshotter(self) -> Snapshotter:
-        """Overlays where the kernel has them for us; else whole copies, which is said."""
-        wanted = self.config.worker_oci.snapshotter or "auto"
-        if wanted not in ("auto", "overlayfs", "native"):
-            raise UnsupportedError(f"unknown snapshotter {wanted!r}", hint="snapshotters are auto, overlayfs and native")
-        if wanted == "native" or (wanted == "auto" and not overlay_works(self._root.snapshots_dir)):
-            self.snapshotter_name = "native"
-            if wanted == "auto":
-                _log.warning(
-                    "overlayfs cannot be mounted below %s: every snapshot is a full copy, in time and in room (see chantier doctor)",
-                    self.path,
-                )
-            return Native(self.path, self._root.db)
-        self.snapshotter_name = "overlayfs"
-        return Overlay(self.path, self._root.db)
+        """Overlays where the kernel has them for us; else what costs more, which is said."""
+        choice = choose(self.config.worker_oci.snapshotter, self._root.snapshots_dir)
+        self.snapshotter_name = choice.name
+        if choice.note:
+            _log.warning("%s (see chantier doctor)", choice.note)
+        return choice.open(self.path, self._root.db)
 
     async def _find_runtime(self) -> None:
         from chantier.runtime import probe

@@ -12,7 +12,7 @@ from chantier.cache import Cache
 from chantier.cache.check import Problem, check
 from chantier.cache.repair import repair
 from chantier.config import Config, gc_rules
-from chantier.snapshot import Native, Overlay, Snapshotter, overlay_works
+from chantier.snapshot import Snapshotter, choose
 from chantier.store import Policy, Root, UsageRecord, Weight, plan, weigh, why_kept
 from chantier.store.gc import size_text
 from chantier.values import dataclass
@@ -44,9 +44,7 @@ def fsck(path: Path, config: Config, *, mend: bool = False, deep: bool = False) 
 
 
 def snapshotter(path: Path, root: Root, config: Config) -> Snapshotter:
-    wanted = config.worker_oci.snapshotter or "auto"
-    native = wanted == "native" or (wanted == "auto" and not overlay_works(root.snapshots_dir))
-    return Native(path, root.db) if native else Overlay(path, root.db)
+    return choose(config.worker_oci.snapshotter, root.snapshots_dir).open(path, root.db)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,8 @@ root. What it refuses: writing to a committed snapshot.
 Three names to know: `Snapshotter`, `Overlay`, `mounted`.
 """
 
+from .choose import Choice, choose
+from .fuse import FuseOverlay
 from .mount import Mount
 from .mounted import mount_all, mounted, recover_mounts, unmount
 from .native import Native
@@ -23,12 +25,15 @@ from .overlay import Overlay, overlay_works
 from .types import Info, Snapshotter, Usage
 
 __all__ = [
+    "Choice",
+    "FuseOverlay",
     "Info",
     "Mount",
     "Native",
     "Overlay",
     "Snapshotter",
     "Usage",
+    "choose",
     "mount_all",
     "mounted",
     "overlay_works",

@@ -18,6 +18,7 @@ from chantier import kernel
 from chantier.errors import StoreError
 from chantier.spec import new_id
 
+from . import fuse
 from .mount import Mount
 
 _FLAGS = {
@@ -75,6 +76,8 @@ def _mount(mount: Mount, target: str) -> None:
         kernel.bind(mount.source, target, readonly=readonly, recursive=recursive, flags=flags & ~kernel.MS_RDONLY)
     elif mount.type == "overlay":
         _mount_overlay(target, flags, data)
+    elif mount.type == fuse.PROGRAM:
+        fuse.mount_fuse(target, [*data, *(["ro"] if flags & kernel.MS_RDONLY else [])])
     else:
         kernel.mount(mount.source, target, mount.type, flags, ",".join(data))
     for change in propagation:
@@ -108,6 +111,7 @@ def unmount(target: Path) -> None:
             if err.errno in (errno.EINVAL, errno.ENOENT):  # not a mount point (any more)
                 return
             raise StoreError(f"failed to unmount {target}: {err.strerror}") from err
+        fuse.release(path)
 
 
 def _unmount_once(path: str) -> None:
