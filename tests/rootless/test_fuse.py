@@ -87,7 +87,10 @@ def layers_of(archive: Path, work: Path) -> tuple[dict[str, Any], list[list[tupl
     config = json.loads(run_ok("skopeo", "inspect", "--config", f"oci:{layout}:x"))
     layers = []
     for layer in json.loads(run_ok("skopeo", "inspect", "--raw", f"oci:{layout}:x"))["layers"]:
-        with gzip.open(layout / "blobs/sha256" / layer["digest"].removeprefix("sha256:")) as data, tarfile.open(fileobj=data) as tar:
+        with (
+            gzip.open(layout / "blobs/sha256" / layer["digest"].removeprefix("sha256:")) as data,
+            tarfile.open(fileobj=data) as tar,
+        ):
             layers.append(
                 sorted(
                     (m.name, m.type, m.mode, m.uid, m.gid, m.linkname, tar.extractfile(m).read() if m.isreg() else b"")  # type: ignore[union-attr]

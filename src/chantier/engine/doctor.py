@@ -148,7 +148,9 @@ def _overlay(asked: _Asked) -> list[Finding]:
         if choice.name == "native":
             fix += "; or install fuse-overlayfs, which needs /dev/fuse"
         return [Finding(name="overlay", state=WARNING, found=choice.note.replace(place, str(asked.root)), fix=fix)]
-    said = f"the kernel's overlayfs works below {asked.root}" if choice.name == "overlayfs" else f"{choice.name}, as the config asks"
+    said = (
+        f"the kernel's overlayfs works below {asked.root}" if choice.name == "overlayfs" else f"{choice.name}, as the config asks"
+    )
     return [Finding(name="overlay", state=OK, found=said)]
 
 

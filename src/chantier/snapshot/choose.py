@@ -35,7 +35,9 @@ def choose(wanted: str, directory: Path) -> Choice:
     """`wanted` is worker.oci.snapshotter; `directory` is where layers lie. UnsupportedError for an unknown name, or FUSE that fails."""
     wanted = wanted or AUTO
     if wanted not in NAMES:
-        raise UnsupportedError(f"unknown snapshotter {wanted!r}", hint=f"snapshotters are {', '.join(NAMES[:-1])} and {NAMES[-1]}")
+        raise UnsupportedError(
+            f"unknown snapshotter {wanted!r}", hint=f"snapshotters are {', '.join(NAMES[:-1])} and {NAMES[-1]}"
+        )
     if wanted == FUSE:
         reason = fuse_works(directory)
         if reason:

@@ -19,7 +19,6 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from chantier import kernel
@@ -53,7 +52,7 @@ class FuseOverlay(Overlay):
     def mounts(self, name: str, *, readonly: bool = True) -> tuple[Mount, ...]:
         theirs = set(overlay_options())
         return tuple(
-            replace(mount, type=PROGRAM, source=PROGRAM, options=tuple(word for word in mount.options if word not in theirs))
+            Mount(PROGRAM, PROGRAM, tuple(word for word in mount.options if word not in theirs))
             if mount.type == "overlay"
             else mount
             for mount in super().mounts(name, readonly=readonly)
