@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 HIDDEN = {"buildctl": ("buildctl", "what drivers run beside a daemon")}
 _ALIASES = {"b": "build"}
 
-_OBJECTS = 30_000
+_OBJECTS = 200_000
 """So many new objects between two searches for cycles: importing our modules makes many, and none is garbage."""
 
 _USAGE = """Usage: chantier [--debug] COMMAND

@@ -195,7 +195,11 @@ class History:
     def collect(self) -> list[str]:
         """Remove what is beyond both bounds: the newest are kept by number, and those younger than the age. Gives what went."""
         oldest = self.clock() - int(self._max_age_s * 1e9)
-        loose = [one for one in self._outlines.of_ended(self.refs()) if not one.pinned]
+        refs = list(self.refs())
+        if len(refs) <= self._max_entries:  # so few that none needs to be read
+            self._sweep()
+            return []
+        loose = [one for one in self._outlines.of_ended(refs) if not one.pinned]
         loose.sort(key=lambda one: (-one.started, one.ref))
         doomed = [one.ref for one in loose[self._max_entries :] if one.ended < oldest]
         for ref in doomed:
