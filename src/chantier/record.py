@@ -15,6 +15,18 @@ LOG_TYPE = "application/vnd.buildkit.status.v0"
 """Of the attachment that is the log, as BuildKit keeps it: lengths (uint32, little endian) and StatusResponse messages."""
 ERROR_TYPE = "application/vnd.googeapis.google.rpc.status+proto"  # the wire's own spelling
 ATTESTATION_TYPE = "application/vnd.in-toto+json"
+PREDICATE = "in-toto.io/predicate-type"
+"""The annotation of an attestation that says of which kind it is."""
+PLATFORM = "chantier.platform"
+"""The annotation that says which of several results an attachment is of."""
+OF_IMAGE = "chantier.image"
+"""The annotation of what is the exported image's own, and not the record's: the digest of the index or manifest it hangs from."""
+_KINDS = {
+    "index": ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"),
+    "manifest": ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"),
+    "image": ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"),
+}
+_PREDICATES = {"provenance": "https://slsa.dev/provenance/", "sbom": "https://spdx.dev/Document"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +38,24 @@ class Attachment:
     digest: str
     size: int
     annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def type(self) -> str:
+        """What people look for: the predicate type of an attestation, else the media type."""
+        return self.annotations.get(PREDICATE) or self.media_type
+
+    @property
+    def platform(self) -> str:
+        """ "" where there is one result alone."""
+        return self.annotations.get(PLATFORM, "")
+
+    def is_a(self, kind: str) -> bool:
+        """Of a kind (index, manifest, image, provenance, sbom), or of a media type or predicate type."""
+        if kind in _KINDS:
+            return self.media_type in _KINDS[kind]
+        if kind in _PREDICATES:
+            return self.type.startswith(_PREDICATES[kind])
+        return kind in (self.type, self.media_type)
 
     @classmethod
     def load(cls, value: Mapping[str, Any]) -> Attachment:
@@ -81,6 +111,20 @@ class BuildRecord:
     def attached(self, media_type: str) -> Attachment | None:
         """The first of a type."""
         return next((one for one in self.attachments if one.media_type == media_type), None)
+
+    def shown_attachments(self) -> tuple[Attachment, ...]:
+        """What the build made and says of it; not the log and the error, which are shown otherwise.
+
+        Of an engine that keeps no documents of images, their descriptors alone.
+        """
+        found = [one for one in self.attachments if one.media_type not in (LOG_TYPE, ERROR_TYPE)]
+        known = {one.digest for one in found}
+        for value in self.results.values():
+            if value.get("digest") and value["digest"] not in known:
+                found.append(
+                    Attachment(media_type=str(value.get("mediaType", "")), digest=str(value["digest"]), size=value.get("size", 0))
+                )
+        return tuple(found)
 
     @property
     def name(self) -> str:
@@ -143,6 +187,9 @@ __all__ = [
     "ERROR_TYPE",
     "INTERRUPTED",
     "LOG_TYPE",
+    "OF_IMAGE",
+    "PLATFORM",
+    "PREDICATE",
     "RUNNING",
     "Attachment",
     "BuildRecord",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,3 +105,32 @@ def test_stock_clients_read_what_was_built_beside_the_daemon(here: Command, daem
         said += b"".join(entry.msg for entry in pb.StatusResponse.FromString(data[at + 4 : at + 4 + length]).logs)
         at += 4 + length
     assert said == b"beside\n"
+
+
+@pytest.mark.parametrize("engine", ["daemon", "embedded"])
+def test_attachments_are_written_out(here: Command, there: Command, engine: str, tmp_path: Path) -> None:
+    who = there if engine == "daemon" else here
+    out = tmp_path / "out.tar"
+    made = (
+        who.build(f"FROM alpine\nRUN echo {engine} > /by\n", "--provenance=true", "-o", f"type=oci,dest={out}").ok().out.strip()
+    )
+    for command in (here, there):
+        ref = newest(command)
+        digests = {}
+        for kind in ("index", "manifest", "image", "provenance"):
+            data = command("history", "inspect", "attachment", ref, "--type", kind).ok().out
+            digests[kind] = "sha256:" + hashlib.sha256(data.encode()).hexdigest()
+            assert digests[kind] in command("history", "inspect", ref).ok().out
+            assert command("history", "inspect", "attachment", ref, digests[kind]).ok().out == data
+            if kind == "provenance":
+                assert json.loads(data)["buildDefinition"]["resolvedDependencies"]
+            if kind == "image":
+                assert json.loads(data)["history"][-1]["created_by"].startswith(f"RUN /bin/sh -c echo {engine} > /by")
+        assert digests["index"] == made
+        native = command("history", "inspect", "attachment", ref, "--platform", "linux/amd64").ok().out
+        assert "sha256:" + hashlib.sha256(native.encode()).hexdigest() == digests["manifest"]
+        missing = command("history", "inspect", "attachment", ref, "--type", "sbom")
+        assert missing.code != 0
+        assert "no matching attachment found for ref" in missing.err
+        vague = command("history", "inspect", "attachment", ref)
+        assert "at least one of --type, --platform or DIGEST must be specified" in vague.err

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from chantier.driver.embedded import Embedded
 from chantier.driver.select import EMBEDDED, find_builder
-from chantier.errors import UsageError
+from chantier.errors import NotFoundError, UsageError
 from chantier.values import asdict
 
 from .args import Parser
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _EXAMPLE = """chantier history ls --filter status=error
 chantier history inspect
+chantier history inspect attachment --type provenance
 chantier history logs ^1 --progress=plain
 chantier history export -o build.tar.gz"""
 _SERVED = "chantier.registry.blobs"
@@ -34,7 +35,8 @@ def run(args: Sequence[str], debug: bool) -> int:
     parser = Parser("chantier history", "Records and logs of builds: of a builder, or of a root on this machine.", _EXAMPLE)
     add = parser.add_argument
     add("what", choices=tuple(_COMMANDS))
-    add("ref", nargs="*", help="builds: a reference, its beginning, or ^N for the N-th before the newest (default: the newest)")
+    add("ref", nargs="*", help="builds: a reference, its beginning, or ^N for the N-th before the newest (default: the newest);"
+        " `inspect attachment [REF [DIGEST]]` writes what is kept with one")  # fmt: skip
     add_builder(parser)
     add("--all", action="store_true", help="all of them (rm, export)")
     add("--config", default=None, metavar="FILE", help="the config file to use instead of the one found")
@@ -43,9 +45,12 @@ def run(args: Sequence[str], debug: bool) -> int:
     add("--format", default="", metavar="FORMAT", help="table, json, or a template (ls); pretty or json (inspect)")
     add("--no-trunc", action="store_true", help="ls: names as they are")
     add("--output", "-o", default="-", metavar="FILE", help="where to export to")
+    add("--platform", default="", metavar="PLATFORM", help="inspect attachment: of which result")
     add("--progress", default="plain", metavar="MODE", help="logs: plain or rawjson")
     add("--quiet", "-q", action="store_true", help="ls: references alone")
     add("--root", default=None, metavar="DIR", help="where the engine keeps its state")
+    add("--type", default="", metavar="TYPE", help="inspect attachment: index, manifest, image, provenance, sbom, or a media or"
+        " predicate type")  # fmt: skip
     given = parser.parse(args)
     if given.root is None and given.config is None and (builder := find_builder(given.builder)) is not None:
         from chantier.driver.history import RemoteHistory
@@ -73,7 +78,35 @@ def _ls(history: Any, given: Any) -> int:
     return 0
 
 
+def _attachment(history: Any, given: Any) -> int:
+    """The bytes of one attachment on standard output: the first that is all that was asked for."""
+    ref, digest = [*given.ref[1:], "", ""][:2]
+    if len(given.ref) > 3:
+        raise UsageError("history inspect attachment takes one build and one digest")
+    if not (digest or given.type or given.platform):
+        raise UsageError(
+            "at least one of --type, --platform or DIGEST must be specified",
+            hint="chantier history inspect names the attachments of a build",
+        )
+    record = history.get(ref)
+    for one in record.shown_attachments():
+        if (
+            digest in ("", one.digest)
+            and (not given.type or one.is_a(given.type))
+            and (not given.platform or given.platform == one.platform)
+        ):
+            sys.stdout.flush()
+            sys.stdout.buffer.write(history.blob(record.ref, one.digest))
+            sys.stdout.buffer.flush()
+            return 0
+    raise NotFoundError(
+        f"no matching attachment found for ref {ref or record.ref!r}", hint=f"chantier history inspect {record.ref} names them"
+    )
+
+
 def _inspect(history: Any, given: Any) -> int:
+    if given.ref[:1] == ["attachment"]:
+        return _attachment(history, given)
     for ref in given.ref or [""]:
         record = history.get(ref)
         if given.format == "json":
@@ -219,6 +252,9 @@ def _pretty(record: Any) -> str:
             "Fetched from:",
             *(f"  {host}: {count} blobs, {size} bytes" for host, (count, size) in sorted(hosts.items())),
         ]
+    attachments = record.shown_attachments()
+    if attachments:
+        lines += ["", "Attachments:", *(f"  {one.digest} {one.platform or '-'} {one.type}" for one in attachments)]
     made_of = (record.provenance.get("buildDefinition") or {}).get("resolvedDependencies") or []
     if made_of:
         lines += ["", "Materials:"]

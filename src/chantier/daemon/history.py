@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 from chantier.engine import SERVED, SolveResult
 from chantier.engine.history import History as Store
-from chantier.engine.history import Recording
+from chantier.engine.history import Recording, predicates
 from chantier.errors import ChantierError, NotFoundError, UsageError
 from chantier.pb import common_pb2
 from chantier.pb import control_pb2 as pb
-from chantier.record import ATTESTATION_TYPE, CANCELED, ERROR_TYPE, LOG_TYPE, BuildRecord
-from chantier.spec import dumps_indent
-from chantier.spec.slsa import PROVENANCE
+from chantier.record import ATTESTATION_TYPE, CANCELED, ERROR_TYPE, LOG_TYPE, OF_IMAGE, PLATFORM, BuildRecord
 from chantier.values import dataclass
 from chantier.wire import GrpcError
 from chantier.wire.status import CANCELLED, UNKNOWN
@@ -28,8 +25,6 @@ from chantier.wire.status import CANCELLED, UNKNOWN
 from .history_filters import compile_filters
 from .progress import packed
 
-_PREDICATE = "in-toto.io/predicate-type"
-_PLATFORM = "chantier.platform"  # which of several results an attestation is of
 _log = logging.getLogger(__name__)
 STARTED, COMPLETE, DELETED = (
     pb.BuildHistoryEventType.Value("STARTED"),
@@ -101,7 +96,7 @@ class History:
         if record.attached(LOG_TYPE) is not None:
             return record
         try:
-            for data, notes in _predicates(record.provenances or ({"": record.provenance} if record.provenance else {})):
+            for data, notes in predicates(record.provenances or ({"": record.provenance} if record.provenance else {})):
                 self.store.attach(record.ref, ATTESTATION_TYPE, data, notes)
             adopted = self.store.adopt_log(record.ref, LOG_TYPE)
             if adopted.attached(LOG_TYPE) is not None:
@@ -199,8 +194,6 @@ class History:
 def _keep(recording: Recording, result: SolveResult | None, error: BaseException | None, status: GrpcError | None) -> bool:
     try:
         recording.attach_log(LOG_TYPE)
-        for data, notes in _predicates(result.provenance if result is not None else {}):
-            recording.attach(ATTESTATION_TYPE, data, notes)
         if status is not None:
             recording.attach(ERROR_TYPE, bytes(status_message(status).SerializeToString()))
     except OSError as err:  # the build is not to fail for it
@@ -210,13 +203,6 @@ def _keep(recording: Recording, result: SolveResult | None, error: BaseException
     if not written:
         _log.error("failed to keep the record of build %s", recording.record.ref)
     return written
-
-
-def _predicates(provenance: Mapping[str, Any]) -> Iterator[tuple[bytes, dict[str, str]]]:
-    """The whole provenance of each result, the predicate alone (protocol.md 4.6), and what is noted of it."""
-    for platform, predicate in provenance.items():
-        notes = {_PREDICATE: PROVENANCE + "v1"}
-        yield dumps_indent(predicate), notes | ({_PLATFORM: platform} if platform else {})
 
 
 def message_of(record: BuildRecord) -> pb.BuildHistoryRecord:
@@ -245,8 +231,10 @@ def message_of(record: BuildRecord) -> pb.BuildHistoryRecord:
     elif record.completed:
         made.Result.CopyFrom(_result(record))
     for one in record.attachments:
+        if OF_IMAGE in one.annotations:  # clients find these by the image's descriptor
+            continue
         notes = dict(one.annotations)
-        platform = notes.pop(_PLATFORM, "")
+        platform = notes.pop(PLATFORM, "")
         descriptor = pb.Descriptor(media_type=one.media_type, digest=one.digest, size=one.size, annotations=notes)
         if one.media_type == LOG_TYPE:
             made.logs.CopyFrom(descriptor)

@@ -56,6 +56,10 @@ class RemoteHistory:
 
         yield from self._run(lambda: self._of(ref, read))
 
+    def blob(self, ref: str, digest: str) -> bytes:
+        """The bytes of an attachment. Raises NotFoundError."""
+        return self._run(lambda: self._of(ref, lambda client: _blob(client, digest)))
+
     def remove(self, ref: str) -> None:
         found = self.get(ref).ref
         self._run(lambda: self._of(found, lambda client: history.remove(client, found)))
@@ -69,7 +73,7 @@ class RemoteHistory:
                     raise UsageError(f"cannot export build {record.ref}: it is running")
                 _add(tar, f"{record.ref}/record.json", json.dumps(asdict(record), separators=(",", ":")).encode())
                 for one in record.attachments:
-                    data = self._run(lambda record=record, one=one: self._of(record.ref, lambda c: _blob(c, one.digest)))  # type: ignore[misc]
+                    data = self.blob(record.ref, one.digest)
                     _add(tar, f"{record.ref}/blobs/{one.digest.removeprefix('sha256:')}", data)
 
     def import_(self, source: BinaryIO) -> list[str]:

@@ -27,6 +27,7 @@ from .attest import Attesting
 from .bridge import EngineBridge, EngineRef
 from .cache_export import Exports
 from .devices import Granted
+from .documents import Documents
 from .goods import Export, Goods
 from .request import SolveRequest, SolveResult
 from .verify import check_metadata, verify
@@ -64,6 +65,7 @@ class Build:
         self.started = now()
         self.asked = Asked(frontend=request.frontend, attrs=request.attrs, inputs=request.inputs, producers=engine.producers)
         self.attesting = Attesting(self)
+        self.documents = Documents()
 
     async def __aenter__(self) -> Self:
         self.job = self.engine.solver.job(self.request.ref, self.reporter, sessions=self.sessions)
@@ -148,6 +150,7 @@ class Build:
             metadata=result.metadata,
             answers=tuple(answers),
             provenance={} if self.request.internal else await self.attesting.recorded(result),
+            documents=self.documents.of(answers),
         )
 
     def _served(self) -> str:
@@ -186,6 +189,7 @@ class Build:
                 mount_dir=engine.mount_dir,
                 inline_cache=inline if self._caches.inline else None,
                 pushed=engine.images.pushed,
+                made=self.documents.take,
             )
             digest = "sha256:" + hashlib.sha256(f"{getattr(session, 'id', '')}-export-{number}".encode()).hexdigest()
             export = Export(exporter, context, goods)

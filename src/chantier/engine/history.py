@@ -32,11 +32,14 @@ from chantier.errors import ChantierError, NotFoundError, UsageError
 from chantier.kernel.trace import point
 from chantier.progress import Event, Reporter, Vertex, Warning
 from chantier.record import (
+    ATTESTATION_TYPE,
     CANCELED,
     COMPLETED,
     ERROR,
     INTERRUPTED,
     LOG_TYPE,
+    PLATFORM,
+    PREDICATE,
     RUNNING,
     Attachment,
     BuildRecord,
@@ -45,6 +48,8 @@ from chantier.record import (
     load_record,
 )
 from chantier.solver import Explanation
+from chantier.spec import dumps_indent
+from chantier.spec.slsa import PROVENANCE
 from chantier.values import asdict, replace
 
 from .attachments import Attachments
@@ -165,7 +170,7 @@ class History:
         """Keep something more with a build that has ended. Raises OSError."""
         record = self.get(ref)
         made = Attachments(self._path(record.ref)).put(media_type, data, annotations)
-        return self._change(record, attachments=(*(one for one in record.attachments if one != made), made))
+        return record if made in record.attachments else self._change(record, attachments=(*record.attachments, made))
 
     def adopt_log(self, ref: str, media_type: str) -> BuildRecord:
         """Make the log of a build that was interrupted an attachment."""
@@ -179,6 +184,13 @@ class History:
     def attachment(self, ref: str, digest: str) -> Path | None:
         """The file of an attachment, or None. Raises UsageError for what is no digest."""
         return Attachments(self._path(ref)).path(digest)
+
+    def blob(self, ref: str, digest: str) -> bytes:
+        """The bytes of an attachment. Raises NotFoundError, UsageError."""
+        path = self.attachment(ref, digest)
+        if path is None:
+            raise NotFoundError(f"attachment {digest} of build {ref} is not kept here")
+        return path.read_bytes()
 
     def attached(self) -> Iterator[tuple[str, Path]]:
         """All attachments: digest and file."""
@@ -351,6 +363,12 @@ class Recording:
             except (OSError, ValueError):  # a full disk must not end the build that filled it: the log ends here
                 self._events = None
 
+    def _attach_result(self, result: SolveResult) -> None:
+        for data, notes in predicates(result.provenance):
+            self.attach(ATTESTATION_TYPE, data, notes)
+        for media_type, document, about in result.documents:
+            self.attach(media_type, document, about)
+
     def note(self, steps: Sequence[Explanation], provenance: Mapping[str, Any]) -> None:
         """While the build's job lives: what became of its steps, and what it had come to if it has no result."""
         self._steps = tuple(steps)
@@ -375,7 +393,6 @@ class Recording:
             "code": code,
             "metadata": _texts(result.metadata) if result is not None else {},
             "results": _descriptors(result.answers) if result is not None else {},
-            "attachments": [asdict(one) for one in self._attachments],
             "total": len(self._vertices),
             "done": sum(1 for vertex in vertices if vertex.completed),
             "cached": sum(1 for vertex in vertices if vertex.cached),
@@ -389,6 +406,9 @@ class Recording:
             try:
                 if events is not None:
                     events.close()
+                if result is not None:
+                    self._attach_result(result)
+                document["attachments"] = [asdict(one) for one in self._attachments]
                 _write(self._directory / "record.json", document)
                 written = True
             except OSError:
@@ -398,6 +418,13 @@ class Recording:
         with contextlib.suppress(ChantierError, OSError):
             self._history.collect()
         return written
+
+
+def predicates(provenance: Mapping[str, Any]) -> Iterator[tuple[bytes, dict[str, str]]]:
+    """The whole provenance of each result, the predicate alone (protocol.md 4.6), and what is noted of it."""
+    for platform, predicate in provenance.items():
+        notes = {PREDICATE: PROVENANCE + "v1"}
+        yield dumps_indent(predicate), notes | ({PLATFORM: platform} if platform else {})
 
 
 def _step(found: Explanation) -> StepRecord:
@@ -491,4 +518,15 @@ def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
     return info
 
 
-__all__ = ["CANCELED", "COMPLETED", "ERROR", "INTERRUPTED", "RUNNING", "BuildRecord", "History", "Recording", "StepRecord"]
+__all__ = [
+    "CANCELED",
+    "COMPLETED",
+    "ERROR",
+    "INTERRUPTED",
+    "RUNNING",
+    "BuildRecord",
+    "History",
+    "Recording",
+    "StepRecord",
+    "predicates",
+]

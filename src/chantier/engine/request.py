@@ -50,7 +50,8 @@ class SolveRequest:
 class SolveResult:
     """`response` is the exporters' answer, `answers` that of each; `metadata` the frontend's (calls answer there).
 
-    `provenance` has an SLSA v1 predicate for each result, by platform ("" where there is one alone).
+    `provenance` has an SLSA v1 predicate for each result, by platform ("" where there is one alone). `documents` are what is
+    kept with the build's record of the images it exported: each with its media type and annotations.
     """
 
     ref: str
@@ -58,3 +59,4 @@ class SolveResult:
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     answers: tuple[Mapping[str, str], ...] = ()
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    documents: tuple[tuple[str, bytes, Mapping[str, str]], ...] = ()

@@ -128,13 +128,21 @@ async def make_image(
     if not indexed:
         if any(a.kind.startswith("index") for a in options.annotations):
             raise UsageError("index annotations not supported for single platform export")
-        return Image(root=replace(manifests[0], platform=None), blobs=tuple(blobs.values()), config=config_descriptor)
+        return _told(
+            Image(root=replace(manifests[0], platform=None), blobs=tuple(blobs.values()), config=config_descriptor), context
+        )
     index = _index([*manifests, *said], options)
     descriptor = _document(index, OCI_INDEX, options)
     with step.action(f"exporting manifest list {descriptor.digest}"):
         blobs[descriptor.digest] = Blob(descriptor=descriptor, data=index)
     said_of = {a.key: a.value for a in options.annotations if a.kind == "index-descriptor"}
-    return Image(root=replace(descriptor, annotations=said_of), blobs=tuple(blobs.values()), config=None)
+    image = Image(root=replace(descriptor, annotations=said_of), blobs=tuple(blobs.values()), config=None)
+    return _told(image, context)
+
+
+def _told(image: Image, context: ExportContext) -> Image:
+    context.made(image.root, {str(blob.descriptor.digest): blob.data for blob in image.blobs if blob.data is not None})
+    return image
 
 
 class ImageExporter:

@@ -73,6 +73,7 @@ class ExportContext:
     mount_dir: Path  # where results may be mounted while they are read
     cancelled: Callable[[], bool] = lambda: False
     inline_cache: InlineCache | None = None  # what an image with these layers carries as its cache
+    made: Callable[[Descriptor, Mapping[str, bytes]], None] = lambda *_: None  # told of each image: its root, documents by digest
     pushed: Callable[[Reference, Descriptor, bytes], None] = lambda *_: None  # told what a name means now: any thread
 
 
