@@ -255,7 +255,7 @@ def test_growing_and_shrinking_files(src: Path, dst: Path) -> None:
                 from chantier.session.sync import _copy
 
                 read, write = entry.open(), receiver.open(entry)
-                assert _copy(read, write, entry.size, lambda: False) == os.fstat(read).st_size
+                assert _copy(read, write, entry.size, lambda: False)[0] == os.fstat(read).st_size
                 os.close(read)
                 receiver.close_file(entry, write)
         receiver.finish()

@@ -18,6 +18,7 @@ from pathlib import Path
 from chantier import kernel
 from chantier.errors import CancelledError_, StoreError
 from chantier.layer.diff import DELETE, UNMODIFIED, Change, Changes
+from chantier.layer.shared import read_shared
 from chantier.layer.view import Node, View, is_opaque
 
 _NO_LINK = (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP)
@@ -33,6 +34,8 @@ class Target:
     """A tree that changes are applied to: a directory, and below it (for overlayfs) the layers it lies on, top first."""
 
     def __init__(self, upper: Path, below: Sequence[Path] = ()) -> None:
+        self.taken = read_shared(below)
+        """Inodes that the stack has names of: a file that is one of them is copied, or two paths would be the same file."""
         self._upper = os.fsencode(upper)
         self._below = View(below)
         self._nodes: dict[bytes, Node | None] = {}
@@ -41,6 +44,7 @@ class Target:
 
     def apply(self, found: Changes, *, cancelled: Callable[[], bool]) -> None:
         """Costs one link or copy for each file that changed. Raises CancelledError_."""
+        self._copied.clear()  # files of one change set may be one file; those of two are not
         parents: set[bytes] = {b""}
         for change in found.entries:
             if cancelled():
@@ -99,14 +103,15 @@ class Target:
         self._times.append((path, info))
 
     def _file(self, path: bytes, source: bytes, info: os.stat_result) -> None:
-        try:
-            os.link(source, path, follow_symlinks=False)
-        except OSError as err:
-            if err.errno not in _NO_LINK:
-                raise
-        else:
-            return
         inode = (info.st_dev, info.st_ino)
+        if not (info.st_nlink > 1 and info.st_ino in self.taken):
+            try:
+                os.link(source, path, follow_symlinks=False)
+            except OSError as err:
+                if err.errno not in _NO_LINK:
+                    raise
+            else:
+                return
         first = self._copied.get(inode)
         if first is not None and _lstat(first) is not None:
             os.link(first, path, follow_symlinks=False)

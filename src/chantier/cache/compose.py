@@ -11,6 +11,7 @@ from pathlib import Path
 
 from chantier.kernel.trace import point
 from chantier.layer.diff import Changes, changes
+from chantier.layer.shared import read_shared, write_shared
 from chantier.spec import new_id
 
 from .apply import Target
@@ -62,6 +63,12 @@ def stack_of(trees: Trees, id: str) -> tuple[Path, ...]:
     return trees.snapshots.layers(snapshot) if snapshot is not None else ()
 
 
+def sources_of(trees: Trees, id: str) -> tuple[Path, ...]:
+    """The directories in which the files lie that `changes_of(id)` tells of."""
+    record = trees.records.get(id)
+    return stack_of(trees, record.parents[1]) if record.kind == DIFF else stack_of(trees, id)[:1]
+
+
 def prepare_inputs(trees: Trees, id: str, work: Work) -> None:
     """Make the trees that `changes_of(id)` reads."""
     record = trees.records.get(id)
@@ -86,10 +93,15 @@ def compose(trees: Trees, record: Record, work: Work) -> None:
     with trees.new_key() as key:
         trees.snapshots.prepare(key, base)
         below = trees.snapshots.layers(base) if base is not None and trees.snapshots.stacked else ()
-        target = Target(trees.snapshots.upper(key), below)
+        upper = trees.snapshots.upper(key)
+        target = Target(upper, below)
         for item in items:
             target.apply(changes_of(trees, item), cancelled=work.cancelled)
+            if trees.snapshots.stacked:
+                target.taken.add(read_shared(sources_of(trees, item)))
             point("compose.applied")
+        if trees.snapshots.stacked and target.taken:
+            write_shared(upper, target.taken)
         point("compose.naming")
         with trees.root.db.write():
             name = new_id()
@@ -98,4 +110,4 @@ def compose(trees: Trees, record: Record, work: Work) -> None:
         point("compose.named")
 
 
-__all__ = ["changes_of", "compose", "flat_inputs", "layer_ids", "prepare_inputs", "stack_of"]
+__all__ = ["changes_of", "compose", "flat_inputs", "layer_ids", "prepare_inputs", "sources_of", "stack_of"]

@@ -7,8 +7,8 @@ looked up inside the tree, links included.
 
 Digests of an immutable result are kept with it (`content.results` by selector, `content.tree` by file) and in a small cache
 in memory. A tree that changes between builds (a local source; it is marked with VOLATILE, and each build has a frozen view of
-it) keeps only what can be checked: a file's digest with its inode, size and times. As in git's index, a file changed in the
-very tick it was read is not trusted.
+it) keeps the digests of its files, which whoever changes it takes out (`forget` before, `renew` after), and compares inode, size
+and time of modification.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from chantier.errors import CancelledError_, NotFoundError
 from chantier.solver.keys import content_key_id
 from chantier.spec.patterns import clean
 
-from .content_tree import EMPTY, ContentTree, Selector, unpack_checked
+from .content_tree import EMPTY, ContentTree, Known, Selector, pack_known, unpack_checked
 from .listing import Listings, list_tree
 from .types import never
 
 if TYPE_CHECKING:
     from chantier.progress import Step
 
-    from .ref import Ref
+    from .ref import MutableRef, Ref
 
 VOLATILE = "content.volatile"
-"""Set (to anything) as meta of a mutable record that views are taken of: its kept digests are checked against the files."""
+"""Set (to anything) as meta of a mutable record that views are taken of: of its kept digests `forget` and `renew` tell what holds."""
 
 _RESULTS = "content.results"
 _TREE = "content.tree"
@@ -93,6 +93,18 @@ def tree_digest(root: Path, selectors: Sequence[Selector] = (), *, cancelled: Ca
     """The same for a plain directory; nothing is kept."""
     with ContentTree().reading(root, cancelled) as tree:
         return combine([tree.digest(selector) for selector in selectors or (Selector(),)])
+
+
+def forget(mutable: MutableRef) -> Known:
+    """The tree is about to change: what is known of its files, for `renew`. Nothing is kept until that is called."""
+    known = unpack_checked(mutable.get_meta(_TREE))
+    mutable.set_meta(_TREE, None)
+    return known
+
+
+def renew(mutable: MutableRef, known: Known) -> None:
+    """The tree has changed: what is known of files that are still as they were, and of new ones."""
+    mutable.set_meta(_TREE, pack_known(known) if known else None)
 
 
 def combine(digests: Sequence[str]) -> str:
@@ -205,10 +217,13 @@ __all__ = [
     "EMPTY",
     "VOLATILE",
     "ContentTree",
+    "Known",
     "Selector",
     "combine",
     "content_digest",
     "content_digests",
+    "forget",
+    "renew",
     "tree_digest",
     "unpack_checked",
 ]

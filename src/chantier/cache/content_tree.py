@@ -2,7 +2,7 @@
 """The digests of a whole tree, computed as they are asked for, and how they are kept.
 
 "CI1\\0" and, compressed, an immutable tree's entries in order, with the digests that are known
-"CV1\\0" and, compressed, a changing tree's files: inode, size, times, digest, path
+"CV2\\0" and, compressed, a changing tree's files: inode, size, time, digest, path
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import stat
 import struct
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +26,7 @@ from chantier.spec.glob import base_name, compile_glob, split_wildcards
 from chantier.spec.patterns import Parents, Patterns, clean
 from chantier.values import dataclass
 
-from .file_digest import digest_file, header, text, tick, xattrs, xattrs_at
+from .file_digest import digest_file, header, text, xattrs, xattrs_at
 from .types import never
 
 EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # of no bytes
@@ -38,8 +37,7 @@ _MAX_KEPT = 200_000  # entries of a tree that are kept
 _LARGE = 1 << 20  # files from here on are read by threads of their own
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_STAT = struct.Struct("<QQqq32s")
-_COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE: what file systems stamp with
+_STAT = struct.Struct("<QQq32s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +63,9 @@ class Selector:
 
 
 FILE, DIR, LINK = 0, 1, 2
-Known = dict[bytes, tuple[int, int, int, int, bytes]]
-"""path -> inode, size, mtime, ctime, digest."""
+Known = dict[bytes, tuple[int, int, int, bytes]]
+"""path -> inode, size, mtime, digest. Whoever changes the tree takes out what changed (`content.renew`): the time of a file's
+last change says nothing, since every further name it gets in a layer changes it."""
 
 
 class _Node:
@@ -103,14 +102,12 @@ class ContentTree:
         self.changed = False  # there is something to keep that was not known
         self._root = -1
         self._cancelled: Callable[[], bool] = never
-        self._started = 0
         self._pool: _Pool | None = None
 
     @contextmanager
     def reading(self, root: Path, cancelled: Callable[[], bool] = never) -> Iterator[ContentTree]:
         """In this context `digest` looks at the files below `root`."""
         self._cancelled = cancelled
-        self._started = time.clock_gettime_ns(_COARSE_CLOCK)
         self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             yield self
@@ -327,16 +324,16 @@ class ContentTree:
             self._read(node, fd, info)
             return
         path = node.path
-        facts = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+        facts = (info.st_ino, info.st_size, info.st_mtime_ns)
         kept = self.known.get(path)
-        if kept is not None and kept[:4] == facts:
-            node.digest = kept[4]
+        if kept is not None and kept[:3] == facts:
+            node.digest = kept[3]
             return
         self.changed = True
         self.known.pop(path, None)
-        self._read(node, fd, info, self._keep(path, facts) if info.st_ctime_ns < self._started - tick(info) else None)
+        self._read(node, fd, info, self._keep(path, facts))
 
-    def _keep(self, path: bytes, facts: tuple[int, int, int, int]) -> Callable[[bytes], None]:
+    def _keep(self, path: bytes, facts: tuple[int, int, int]) -> Callable[[bytes], None]:
         def keep(digest: bytes) -> None:
             self.fresh[path] = (*facts, digest)
 
@@ -357,9 +354,7 @@ class ContentTree:
 
     def pack_checked(self) -> bytes:
         """What is known of a tree that changes, for `unpack_checked`."""
-        known = {path: facts for path, facts in (self.known or {}).items() if not self._gone(path)} | self.fresh
-        rows = [_STAT.pack(*facts) + path + b"\0" for path, facts in sorted(known.items())[:_MAX_KEPT]]
-        return b"CV1\0" + zlib.compress(b"".join(rows), 1)
+        return pack_known({path: facts for path, facts in (self.known or {}).items() if not self._gone(path)} | self.fresh)
 
     def _gone(self, path: bytes) -> bool:
         """Whether a known file is seen not to be there; what was not looked at is taken to be."""
@@ -390,9 +385,14 @@ class ContentTree:
         return tree
 
 
+def pack_known(known: Known) -> bytes:
+    rows = [_STAT.pack(*facts) + path + b"\0" for path, facts in sorted(known.items())[:_MAX_KEPT]]
+    return b"CV2\0" + zlib.compress(b"".join(rows), 1)
+
+
 def unpack_checked(data: bytes | None) -> Known:
     known: Known = {}
-    if data is None or not data.startswith(b"CV1\0"):
+    if data is None or not data.startswith(b"CV2\0"):
         return known
     with suppress(zlib.error, ValueError, struct.error):
         raw = zlib.decompress(data[4:])
@@ -589,4 +589,4 @@ class _Pool:
                 self._executor.shutdown()
 
 
-__all__ = ["EMPTY", "ContentTree", "Selector", "unpack_checked"]
+__all__ = ["EMPTY", "ContentTree", "Known", "Selector", "pack_known", "unpack_checked"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from chantier.errors import StoreError
@@ -214,6 +215,13 @@ class MutableRef(_Handle):
                 mount_all(mounts, pool)
                 state.pool = pool
             return (Mount("bind", str(state.pool), ("rbind", "rw")),)
+
+    def stack(self) -> tuple[Path, ...]:
+        """The directories of the tree, its own first; none where trees are not stacked. Its own may be written to while nobody
+        has the tree mounted.
+        """
+        snapshot = self.record.snapshot
+        return self.cache.snapshots.layers(snapshot) if snapshot is not None and self.cache.snapshots.stacked else ()
 
     def commit(self, *, description: str | None = None) -> Ref:
         """Make it immutable; this handle is used up."""

@@ -27,6 +27,7 @@ from chantier.spec.patterns import Filter, Parents, clean
 from chantier.values import dataclass
 
 from .chmod import Change, parse_mode
+from .stage import Stage
 
 _SMALL = 256 * 1024  # up to here read and write beat copy_file_range
 _PRIVATE = ("trusted.overlay.", "user.overlay.")  # how overlayfs marks a layer: no property of the file
@@ -74,10 +75,12 @@ def copy_tree(
     *,
     cancelled: Callable[[], bool] = _never,
     told: Callable[[str], None] = _silent,
+    stage: Stage | None = None,
 ) -> None:
     """Copy `src` of the tree at `source` (None: an empty tree) to `dest` of the tree at `target`.
 
-    `told` hears what had to be left out: device nodes, in a user namespace.
+    `told` hears what had to be left out: device nodes, in a user namespace. With a `stage` new directories may be in it until
+    it is placed.
     Raises ChantierError with BuildKit's texts, CancelledError_ if `cancelled()` turns true; what was copied then stays.
     """
     options = options or CopyOptions()
@@ -104,7 +107,9 @@ def copy_tree(
         matches = resolve_wildcards(source, source_fd, src) if options.wildcard else [src]
         if not matches and not options.empty_wildcard:
             raise NotFoundError(f"{src} not found")
+        # The next match would have to find what this one staged: only the last one is.
         for match in matches:
+            copy.stage = stage if match is matches[-1] else None
             if not (options.unpack and copy.unpack(match, dest)):
                 copy.one(match, dest)
 
@@ -198,6 +203,7 @@ class _Dir:
     info: os.stat_result
     target: int = -1
     created: bool = False
+    plain: bool = False  # `target` is seen through no overlay
 
 
 class _Copy:
@@ -224,6 +230,8 @@ class _Copy:
         self.filtering = bool(self.filter.includes or self.filter.excludes)
         self.change: Change | None = parse_mode(options.mode_text) if options.mode_text else None
         self.links: dict[tuple[int, int], str] = {}
+        self.stage: Stage | None = None
+        self.shared: set[int] = set()  # inodes this walk gave further names to
         self.me = (os.geteuid(), os.getegid())
         self.stack: list[_Dir] = []
 
@@ -273,14 +281,19 @@ class _Copy:
             made = is_dir and options.dir_contents and existing is None
             os.close(self.mkdirs(into if made else posixpath.dirname(into)))
             self.links.clear()
+            self.shared.clear()
             parent, name = self.open_parent(self.target_fd, into)
             try:
                 if is_dir:
-                    self.directory(source_parent, source_name, info, parent, name, into, "", ((), ()), top=True, include=True)
+                    self.directory(
+                        source_parent, source_name, info, parent, name, into, "", ((), ()), top=True, include=True, made=made
+                    )
                 else:
                     self.leaf(source_parent, source_name, info, parent, name, into)
             finally:
                 os.close(parent)
+            if self.stage is not None:
+                self.stage.note(self.shared)
         finally:
             os.close(source_parent)
 
@@ -354,14 +367,18 @@ class _Copy:
         *,
         top: bool = False,
         include: bool,
+        made: bool = False,
     ) -> None:
-        """Copy a directory; `parent` may be -1 while no directory above has been made (include patterns)."""
+        """Copy a directory; `parent` may be -1 while no directory above has been made (include patterns).
+
+        `made` says that the target was made for it just now.
+        """
         fd = os.open(source_name, _DIR, dir_fd=source_parent)
         here = _Dir(fd, path, info)
         self.stack.append(here)
         try:
             if include:
-                self.open_target(here, parent, name)
+                self.open_target(here, parent, name, self.stack[-2] if len(self.stack) > 1 else None, made=made)
             with os.scandir(fd) as entries:
                 listing = sorted(entries, key=_by_bytes)
             for entry in listing:
@@ -405,11 +422,22 @@ class _Copy:
             return
         for above, here in zip(self.stack, self.stack[1:], strict=False):
             if here.target < 0:
-                self.open_target(here, above.target, here.path.rpartition("/")[2])
+                self.open_target(here, above.target, here.path.rpartition("/")[2], above)
                 if not here.created:
                     os.fchmod(here.target, here.info.st_mode & 0o7777)
 
-    def open_target(self, here: _Dir, parent: int, name: str) -> None:
+    def open_target(self, here: _Dir, parent: int, name: str, above: _Dir | None, *, made: bool = False) -> None:
+        self.make_target(here, parent, name)
+        if self.stage is None:
+            return
+        here.plain = self.stage.direct if above is None else above.plain
+        if not here.plain and (here.created or made):
+            staged = self.stage.begin(here.target, here.path)
+            if staged is not None:
+                os.close(here.target)
+                here.target, here.plain = staged, True
+
+    def make_target(self, here: _Dir, parent: int, name: str) -> None:
         for _ in range(2):
             try:
                 os.mkdir(name, 0o700, dir_fd=parent)
@@ -433,7 +461,8 @@ class _Copy:
         for attempt in (0, 1):
             try:
                 if stat.S_ISREG(mode):
-                    self.regular(source, source_name, info, parent, name, path)
+                    if not self.share(source, source_name, info, parent, name, path):
+                        self.regular(source, source_name, info, parent, name, path)
                 elif stat.S_ISLNK(mode):
                     self.symlink(source, source_name, info, parent, name)
                 else:
@@ -457,6 +486,23 @@ class _Copy:
         else:
             raise ChantierError(f"cannot replace to directory /{path} with file")
 
+    def share(self, source: int, source_name: str, info: os.stat_result, parent: int, name: str, path: str) -> bool:
+        """Give the file a further name instead of copying it, where a copy would be the same in everything."""
+        if self.stage is None or not self.stage.sharing or not (self.stack and self.stack[-1].plain):
+            return False
+        if self.options.owner not in (None, (info.st_uid, info.st_gid)) or self.options.time_ns is not None:
+            return False
+        if self.mode(info.st_mode) != info.st_mode & 0o7777:
+            return False
+        inode = (info.st_dev, info.st_ino)
+        if inode in self.links and info.st_ino not in self.shared:  # its first name was copied: this is one of the copy
+            return False
+        if not self.stage.link(source, source_name, info, parent, name, self.shared):
+            return False
+        if info.st_nlink > 1:
+            self.links.setdefault(inode, path)
+        return True
+
     def regular(self, source: int, source_name: str, info: os.stat_result, parent: int, name: str, path: str) -> None:
         if info.st_nlink > 1 and self.link(info, parent, name, path):
             return
@@ -475,7 +521,7 @@ class _Copy:
         finally:
             os.close(read)
         if info.st_nlink > 1:
-            self.links[info.st_dev, info.st_ino] = path
+            self.links.setdefault((info.st_dev, info.st_ino), path)
 
     def contents(self, read: int, write: int, info: os.stat_result) -> None:
         size = info.st_size
@@ -495,13 +541,16 @@ class _Copy:
         first = self.links.get((info.st_dev, info.st_ino))
         if first is None:
             return False
-        fd = open_in_root(self.target_fd, first, os.O_PATH | os.O_NOFOLLOW)
+        root, first = (self.stage and self.stage.where(first)) or (self.target_fd, first)
+        fd = open_in_root(root, first, os.O_PATH | os.O_NOFOLLOW)
         try:
             os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=parent, follow_symlinks=True)
         except OSError as err:
-            if err.errno == errno.EMLINK:
-                return False
-            raise
+            if err.errno == errno.EXDEV and self.stage is not None:  # one of them is staged: a copy until it is placed
+                self.stage.relink(self.links[info.st_dev, info.st_ino], path)
+            elif err.errno != errno.EMLINK:
+                raise
+            return False
         finally:
             os.close(fd)
         return True

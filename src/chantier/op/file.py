@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chantier.cache.content import Selector, content_digests
+from chantier.cache.content import VOLATILE, Selector, content_digests
 from chantier.errors import CancelledError_, ChantierError, NotFoundError, UsageError
 from chantier.layer.actions import (
     Owner,
@@ -27,6 +27,8 @@ from chantier.layer.actions import (
     user_ids,
 )
 from chantier.layer.copy import CopyOptions, copy_tree
+from chantier.layer.shared import read_shared, write_shared
+from chantier.layer.stage import Stage
 from chantier.llb.definition import LoadedVertex
 from chantier.pb import ops_pb2 as pb
 from chantier.snapshot import mounted
@@ -223,12 +225,19 @@ class _Tree:
         self.ref = ref
         self.mount = ExitStack()
         self.root: Path | None = None
+        self.overlaid = False  # of an open one: the root is a mounted overlay
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is a view of a tree that follows a client's directory: none of its files is ever written to again."""
+        return self.ref is not None and self.ref.get_tree_meta(VOLATILE) is not None
 
     def open(self) -> Path | None:
         """The tree as a directory; None for the empty tree."""
         if self.root is None:
             mounts = self.mutable.mounts() if self.mutable is not None else self.ref.mounts() if self.ref is not None else None
             if mounts is not None:
+                self.overlaid = any(mount.type == "overlay" for mount in mounts)
                 self.root = self.mount.enter_context(mounted(mounts, readonly=self.mutable is None))
         return self.root
 
@@ -263,6 +272,8 @@ class _Run:
         self._made: dict[int, _Tree] = {}
         self._cancelled = cancelled
         self._shared = _shared(actions, len(inputs))
+        # A file that `mkfile` finds is written to: it must not be one that is somebody else's as well.
+        self._sharing = all(action.WhichOneof("action") != "mkfile" for action in actions)
 
     def __enter__(self) -> _Run:
         return self
@@ -317,7 +328,10 @@ class _Run:
         try:
             root = tree.open()
             assert root is not None
-            _act(action, root, source.open(), owner, self._cancelled, self._told)
+            if action.WhichOneof("action") == "copy":
+                self._copy(action.copy, tree, root, source, owner)
+            else:
+                _act(action, root, owner)
             if number in self._shared:
                 tree.commit()
         except BaseException:
@@ -326,6 +340,29 @@ class _Run:
                 tree.mutable.release()
             raise
         return tree
+
+    def _copy(self, copy: pb.FileActionCopy, tree: _Tree, root: Path, source: _Tree, owner: Owner | None) -> None:
+        assert tree.mutable is not None
+        stack = tree.mutable.stack()
+        stage = None
+        if stack and (tree.overlaid or root == stack[0]):
+            sharing = self._sharing and source.kept
+            stage = Stage(stack[0] if tree.overlaid else None, sharing=sharing, taken=read_shared(stack) if sharing else None)
+        try:
+            options = _copy_options(copy, owner)
+            copy_tree(source.open(), copy.src, root, copy.dest, options, cancelled=self._cancelled, told=self._told, stage=stage)
+            if stage is None:
+                return
+            if stage.shared:
+                own = read_shared(stack[:1])
+                own.add(stage.shared)
+                write_shared(stack[0], own)
+            if stage.waiting:
+                tree.close()
+                stage.place()
+        finally:
+            if stage is not None:
+                stage.close()
 
     def _owner(self, action: pb.FileAction) -> Owner | None:
         """Names are looked up in the tree they point at, before the action changes it."""
@@ -373,19 +410,9 @@ def _shared(actions: Sequence[pb.FileAction], inputs: int) -> set[int]:
     return shared
 
 
-def _act(
-    action: pb.FileAction,
-    root: Path,
-    source: Path | None,
-    owner: Owner | None,
-    cancelled: Callable[[], bool],
-    told: Callable[[str], None],
-) -> None:
+def _act(action: pb.FileAction, root: Path, owner: Owner | None) -> None:
     kind = action.WhichOneof("action")
-    if kind == "copy":
-        copy = action.copy
-        copy_tree(source, copy.src, root, copy.dest, _copy_options(copy, owner), cancelled=cancelled, told=told)
-    elif kind == "mkdir":
+    if kind == "mkdir":
         directory = action.mkdir
         make_directory(
             root,

@@ -15,16 +15,18 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chantier.cache.content import VOLATILE
+from chantier.cache.content import VOLATILE, Known, forget, renew
+from chantier.cache.file_digest import small_digest
 from chantier.errors import ChantierError, DiskFullError, NotFoundError, SessionError, UsageError
 from chantier.kernel import copy_file
+from chantier.layer.shared import Inodes, write_shared
 from chantier.llb.definition import LoadedVertex
-from chantier.session.sync import Receiver, pack, sync, unpack
+from chantier.session.sync import Receiver, is_hard, pack, sync, unpack
 from chantier.session.types import FilesRequest
 from chantier.session.walk import Entry, filter_of, to_stat, walk
 from chantier.snapshot import mounted
@@ -119,22 +121,42 @@ class LocalOp:
                 return kept
         made = cache.new(None, description=f"local source for {self._name}", record_type="source.local", index=index)
         made.set_meta(VOLATILE, b"1")
+        # If ever something is built on it: any of its files may have further names in layers.
+        for upper in made.stack()[:1]:
+            write_shared(upper, Inodes(all=True))
         return made
 
     def _follow(self, mutable: MutableRef, source: Path, progress: _Progress, cancelled: Callable[[], bool]) -> None:
         """The client's directory lies on this machine: both halves of the transfer run here."""
         known = unpack(mutable.get_meta(_INDEX)) if self._compare else None
         request = self._checked(source)
+        digests: Known = {}
+
+        def changing() -> None:
+            # Until the tree is whole again there is no index: what a killed build left half-made is then made anew.
+            mutable.set_meta(_INDEX, None)
+            digests.update(forget(mutable))
+
         with mounted(mutable.mounts()) as into, _translated(self._name):
             if known is None:
+                forget(mutable)
                 _empty(into)
-            # Until the tree is whole again there is no index: what a killed build left half-made is then made anew.
-            with Receiver(into, known, changing=lambda: mutable.set_meta(_INDEX, None)) as receiver:
+            with Receiver(into, known, changing=changing) as receiver:
                 if self._metadata_only:
                     self._metadata(source, receiver, into, cancelled)
                     return
-                index = sync(source, request, receiver, on_bytes=progress.add, cancelled=cancelled)
-            mutable.set_meta(_INDEX, pack(index))
+                fresh: Known = {}
+                index = sync(
+                    source,
+                    request,
+                    receiver,
+                    on_bytes=progress.add,
+                    on_file=lambda entry, inode, data: _note(fresh, entry, inode, data),
+                    cancelled=cancelled,
+                )
+            if receiver.changed or known is None:
+                _renew(mutable, digests, receiver.renewed, fresh, index)
+                mutable.set_meta(_INDEX, pack(index))
 
     def _checked(self, source: Path) -> FilesRequest:
         try:
@@ -148,12 +170,16 @@ class LocalOp:
         """The client's directory is elsewhere."""
         known = unpack(mutable.get_meta(_INDEX)) if self._compare else None
 
+        digests: Known = {}
+        fresh: Known = {}
+
         def mount(_cancelled: Callable[[], bool]) -> tuple[Any, Path]:
             context = mounted(mutable.mounts())
             into = context.__enter__()
             if known is None:
                 _empty(into)
             mutable.set_meta(_INDEX, None)  # until the tree is whole again
+            digests.update(forget(mutable) if known is not None else {})
             return context, into
 
         context, into = await self._worker.threaded(mount)
@@ -171,10 +197,23 @@ class LocalOp:
                 )
                 await self._worker.threaded(lambda _cancelled: _list_instead(into, wanted, rows))
                 return
-            index = await session.receive(self._request, into, known=known or {}, on_bytes=progress.add)
+            index = await session.receive(
+                self._request,
+                into,
+                known=dict(known or {}),
+                on_bytes=progress.add,
+                on_file=lambda entry, inode, data: _note(fresh, entry, inode, data),
+            )
         finally:
             await self._worker.threaded(lambda _cancelled: context.__exit__(None, None, None))
-        mutable.set_meta(_INDEX, pack(index))
+
+        def keep(_cancelled: Callable[[], bool]) -> None:
+            before = known or {}
+            renewed = {path for path, value in index.items() if before.get(path) != value or is_hard(value)}
+            _renew(mutable, digests, renewed, fresh, index)
+            mutable.set_meta(_INDEX, pack(index))
+
+        await self._worker.threaded(keep)
 
     def _metadata(self, source: Path, receiver: Receiver, into: Path, cancelled: Callable[[], bool]) -> None:
         """Attributes of all, in one file, and the files that are exceptions."""
@@ -227,6 +266,19 @@ def _translated(name: str) -> Iterator[None]:
         kind = DiskFullError if err.errno in (errno.ENOSPC, errno.EDQUOT) else SessionError
         place = f"{os.fsdecode(err.filename)}: " if isinstance(err.filename, str | bytes) else ""
         raise kind(f"failed to transfer {name}: {place}{(err.strerror or '').lower()}") from err
+
+
+def _note(fresh: Known, entry: Entry, inode: int, data: bytes) -> None:
+    """Hash a small file while its bytes are at hand: its copy is root's."""
+    if not entry.xattrs:
+        fresh[os.fsencode(entry.path)] = (inode, len(data), entry.mtime_ns, small_digest(entry.mode, data))
+
+
+def _renew(mutable: MutableRef, digests: Known, renewed: set[str], fresh: Known, index: Mapping[str, bytes]) -> None:
+    for path in renewed:
+        digests.pop(os.fsencode(path), None)
+    kept = {path: facts for path, facts in digests.items() if os.fsdecode(path) in index}
+    renew(mutable, kept | fresh)
 
 
 def _fill(entry: Entry, fd: int) -> None:

@@ -318,12 +318,17 @@ class Intake:
         wants: Callable[[Entry], bool] | None = None,
         on_bytes: Callable[[int], None] = lambda _n: None,
         on_stat: Callable[[bytes], None] | None = None,
+        on_file: Callable[[Entry, int, bytes], None] | None = None,
     ) -> None:
-        """`wants` may leave a file's content out: it stays empty. `on_bytes` counts packets, `on_stat` gets each entry's Stat."""
+        """`wants` may leave a file's content out: it stays empty. `on_bytes` counts packets, `on_stat` gets each entry's Stat,
+        `on_file` the bytes of files that came in one packet, with their inodes.
+        """
         self._receiver = receiver
         self._wants = wants
         self._on_bytes = on_bytes
         self._on_stat = on_stat
+        self._on_file = on_file
+        self._whole: dict[int, bytes] = {}  # of open files: their bytes, if one packet had them all
         self._count = 0
         self._asked: dict[int, Entry] = {}
         self._ids: dict[str, int] = {}  # of what was asked for, by path
@@ -401,9 +406,16 @@ class Intake:
                 raise SessionError("the sender sends too many files at once")
             fd = self._receiver.open(entry, again=id in self._made)
             self._open[id] = fd
+            if self._on_file is not None and len(data) == entry.size and id not in self._made:
+                self._whole[id] = data
+        elif data:
+            self._whole.pop(id, None)
         if data:
             write_all(fd, data)
             return
+        whole = self._whole.pop(id, None)
+        if whole is not None and self._on_file is not None:
+            self._on_file(entry, os.fstat(fd).st_ino, whole)
         del self._open[id], self._asked[id], self._ids[entry.path]
         self._made.discard(id)
         self._receiver.close_file(entry, fd)

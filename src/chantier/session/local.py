@@ -137,6 +137,7 @@ class LocalSession:
         wants: Callable[[Any], bool] | None = None,
         on_bytes: Callable[[int], None] = lambda _n: None,
         on_stat: Callable[[bytes], None] | None = None,
+        on_file: Callable[[Any, int, bytes], None] | None = None,
     ) -> dict[str, bytes]:
         source = self.directory(request.name)
         assert source is not None

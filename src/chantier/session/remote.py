@@ -92,6 +92,7 @@ class RemoteSession:
         wants: Callable[[Entry], bool] | None = None,
         on_bytes: Callable[[int], None] = lambda _n: None,
         on_stat: Callable[[bytes], None] | None = None,
+        on_file: Callable[[Entry, int, bytes], None] | None = None,
     ) -> Known:
         """`known` is what is there (see `sync.look`), if the caller knows; `wants` leaves contents out. Gives what is there now."""
         self.directory(request.name)
@@ -99,7 +100,7 @@ class RemoteSession:
             known = await in_thread(look, into)
         receiver = await in_thread(Receiver, into, known)
         try:
-            intake = Intake(receiver, wants=wants, on_bytes=on_bytes, on_stat=on_stat)
+            intake = Intake(receiver, wants=wants, on_bytes=on_bytes, on_stat=on_stat, on_file=on_file)
             async with self.channel.stream(_FILES, Packet, metadata=_files_metadata(request)) as call:
                 now = await receive(call, intake)
                 call.close_send()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import posixpath
 import shutil
 import stat
 import struct
@@ -26,7 +25,7 @@ from chantier.errors import CancelledError_, SessionError
 from chantier.kernel import copy_file, write_all
 
 from .types import FilesRequest
-from .walk import Entry, walk
+from .walk import Entry, walk, xattrs_of
 
 _MAGIC = b"CS1\0"
 _SIGNATURE = struct.Struct("<IQqqQQB")
@@ -110,7 +109,7 @@ class Receiver:
         self._started = time.clock_gettime_ns(_COARSE_CLOCK)
         self._root = os.open(into, _DIR)
         self._open: list[tuple[str, int]] = []  # directories from the top down to where the last change was
-        self._renewed: set[str] = set()
+        self.renewed: set[str] = set()  # paths that were made anew, directories left out
         self._touched: set[str] = set()  # directories whose times have to be put back
         self._times: dict[str, int] = {}
         self._last: tuple[bytes, ...] = ()
@@ -137,15 +136,16 @@ class Receiver:
         self._new[entry.path] = b"" if racy and not entry.is_dir else value
         if entry.is_dir:
             self._times[entry.path] = entry.mtime_ns
-        if kept == value and not (entry.hard and entry.link in self._renewed):
+        if kept == value and not (entry.hard and entry.link in self.renewed):
             return False
         self._begin()
         if entry.is_dir:
             self._directory(entry, was_dir=kept is not None and _is_dir(kept))
             return False
-        self._renewed.add(entry.path)
+        self.renewed.add(entry.path)
         parent, name = self._parent(entry.path)
-        self._clear(parent, name)
+        if kept is not None or not entry.has_content:
+            self._clear(parent, name)
         self._touch(entry.path)
         if entry.hard:
             self._hard_link(entry, parent, name)
@@ -161,13 +161,21 @@ class Receiver:
     def open(self, entry: Entry, *, again: bool = False) -> int:
         """A descriptor to write a wanted file's bytes to. `again`: the file was made by an earlier call."""
         parent, name = self._parent(entry.path)
-        return os.open(name, _AGAIN if again else _CREATE, 0o600, dir_fd=parent)
+        if again:
+            return os.open(name, _AGAIN, dir_fd=parent)
+        try:
+            return os.open(name, _CREATE, 0o600, dir_fd=parent)
+        except FileExistsError:  # it was not known
+            self._clear(parent, name)
+            return os.open(name, _CREATE, 0o600, dir_fd=parent)
 
     def close_file(self, entry: Entry, fd: int) -> None:
         """The bytes are written: set what else there is to a file."""
         try:
             if self._owner is not None:
-                os.fchown(fd, *self._owner)
+                info = os.fstat(fd)
+                if (info.st_uid, info.st_gid) != self._owner:
+                    os.fchown(fd, *self._owner)
             for name, value in (entry.xattrs or {}).items():
                 with suppress(OSError):  # what this user or file system cannot have
                     os.setxattr(fd, name, value)
@@ -203,9 +211,9 @@ class Receiver:
     def _check(self, entry: Entry) -> None:
         """A sender's paths are clean, relative and in order, and their directories come first."""
         path = entry.path
-        if path in ("", ".", "..") or path.startswith(("/", "../")) or posixpath.normpath(path) != path:
-            raise SessionError(f"invalid path {path!r} from the client")
         parts = tuple(os.fsencode(path).split(b"/"))
+        if b"" in parts or b"." in parts or b".." in parts:
+            raise SessionError(f"invalid path {path!r} from the client")
         if parts <= self._last:
             raise SessionError(f'changes out of order: "{path}" "{os.fsdecode(b"/".join(self._last))}"')
         if len(parts) > 1 and path.rpartition("/")[0] not in self._times:
@@ -310,6 +318,11 @@ def _is_dir(value: bytes) -> bool:
     return len(value) >= _SIGNATURE.size and stat.S_ISDIR(_SIGNATURE.unpack_from(value)[0])
 
 
+def is_hard(value: bytes) -> bool:
+    """Whether a signature is that of a further name of a file."""
+    return len(value) >= _SIGNATURE.size and bool(_SIGNATURE.unpack_from(value)[6])
+
+
 def sync(
     source: Path,
     request: FilesRequest | None,
@@ -318,11 +331,12 @@ def sync(
     compare_inodes: bool = True,
     mtime_ns: int | None = None,
     on_bytes: Callable[[int], None] = lambda _n: None,
+    on_file: Callable[[Entry, int, bytes], None] = lambda _entry, _inode, _data: None,
     cancelled: Callable[[], bool] = _never,
 ) -> Known:
     """Both halves on one machine: make the receiver's tree hold what the request selects of `source`.
 
-    Without `compare_inodes` the receiver was made from `look`, and has no inodes to compare. `mtime_ns` replaces all times.
+    `on_file` gets the bytes of small files, with the inode they were written to. Without `compare_inodes` the receiver was made from `look`, and has no inodes to compare. `mtime_ns` replaces all times.
     """
     for entry in walk(source, request, cancelled=cancelled):
         if not compare_inodes:
@@ -343,8 +357,11 @@ def sync(
         write = receiver.open(entry)
         if read >= 0:
             try:
-                entry.read_xattrs()
-                on_bytes(_copy(read, write, entry.size, cancelled))
+                entry.xattrs = xattrs_of(read)
+                count, data = _copy(read, write, entry.size, cancelled)
+                on_bytes(count)
+                if data is not None:
+                    on_file(entry, os.fstat(write).st_ino, data)
             except BaseException:
                 os.close(write)
                 raise
@@ -354,18 +371,22 @@ def sync(
     return receiver.finish()
 
 
-def _copy(read: int, write: int, size: int, cancelled: Callable[[], bool]) -> int:
+def _copy(read: int, write: int, size: int, cancelled: Callable[[], bool]) -> tuple[int, bytes | None]:
+    """How many bytes, and these if they are few and as many as was expected."""
     if size > _SMALL:
         if cancelled():
             raise CancelledError_
-        return copy_file(read, write, size)
-    done = 0
-    while data := os.read(read, size - done + 1 if done <= size else _SMALL):
+        return copy_file(read, write, size), None
+    data = os.read(read, size + 1)  # one byte more: then it grew
+    write_all(write, data)
+    if len(data) == size:
+        return size, data
+    done = len(data)
+    while data:
+        data = os.read(read, _SMALL)
         write_all(write, data)
         done += len(data)
-        if done == size:  # one byte more was asked for: it did not grow
-            break
-    return done
+    return done, None
 
 
-__all__ = ["Known", "Receiver", "look", "pack", "signature", "sync", "unpack"]
+__all__ = ["Known", "Receiver", "is_hard", "look", "pack", "signature", "sync", "unpack"]

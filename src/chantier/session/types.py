@@ -87,13 +87,14 @@ class Session(Protocol):
         wants: Callable[[Any], bool] | None = None,
         on_bytes: Callable[[int], None] = lambda _n: None,
         on_stat: Callable[[bytes], None] | None = None,
+        on_file: Callable[[Any, int, bytes], None] | None = None,
     ) -> dict[str, bytes]:
         """Make `into` hold exactly the requested files, transferring only what differs from what is there.
 
         Owner is 0:0, mode and mtime are the client's. Raises NotFoundError if the client offers no such name. Where only
         `directory` answers None: `known` is what an earlier call gave and nobody has touched since, `wants` leaves contents
-        of files out, `on_bytes` counts what is transferred, `on_stat` is given each entry as fsutil's Stat. Gives what is
-        there now, for the next call.
+        of files out, `on_bytes` counts what is transferred, `on_stat` is given each entry as fsutil's Stat,
+        `on_file` may be given the bytes of files as they come, with their inodes. Gives what is there now, for the next call.
         """
 
     async def secret(self, id: str) -> bytes | None: ...

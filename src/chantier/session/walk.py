@@ -84,7 +84,7 @@ class Entry:
     def read_xattrs(self) -> dict[str, bytes]:
         """All extended attributes that travel."""
         if self.xattrs is None:
-            self.xattrs = _xattrs(f"/proc/self/fd/{self.dir_fd}/{self.name}") if self.dir_fd >= 0 else {}
+            self.xattrs = xattrs_of(f"/proc/self/fd/{self.dir_fd}/{self.name}") if self.dir_fd >= 0 else {}
         return self.xattrs
 
 
@@ -215,11 +215,13 @@ def _by_bytes(entry: os.DirEntry[str]) -> bytes:
     return os.fsencode(entry.name)
 
 
-def _xattrs(path: str) -> dict[str, bytes]:
+def xattrs_of(file: int | str) -> dict[str, bytes]:
+    """The extended attributes of an open file, or at a path, a last link not followed."""
+    follow = isinstance(file, int)
     try:
-        names = os.listxattr(path, follow_symlinks=False)
+        names = os.listxattr(file, follow_symlinks=follow)
         return {
-            name: os.getxattr(path, name, follow_symlinks=False)
+            name: os.getxattr(file, name, follow_symlinks=follow)
             for name in sorted(names)
             if not name.startswith(("com.apple.", "trusted.overlay.", "user.overlay."))
         }
@@ -353,4 +355,4 @@ def from_stat(sent: pb.Stat) -> Entry:
     )
 
 
-__all__ = ["Entry", "filter_of", "follow_links", "from_go_mode", "from_stat", "to_go_mode", "to_stat", "walk"]
+__all__ = ["Entry", "filter_of", "follow_links", "from_go_mode", "from_stat", "to_go_mode", "to_stat", "walk", "xattrs_of"]

@@ -6,6 +6,8 @@ it immutable; then it may be a parent. Names are given by the caller and live in
 
     ROOT/snapshots/ID/fs      the snapshot's own files; for `Overlay` only what differs from the parent
     ROOT/snapshots/ID/work    overlayfs's scratch directory
+    ROOT/snapshots/ID/shared  which of its files are files of another tree too (`layer.shared`)
+    ROOT/snapshots/ID/stage   while a copy makes new directories beside `fs` (`layer.stage`)
     ROOT/snapshots/.rm-ID     on its way out
     ROOT/snapshots/lock       held shared while a directory has no row yet, exclusively by `recover`
 
