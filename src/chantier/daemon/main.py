@@ -20,11 +20,13 @@ _log = logging.getLogger(__name__)
 def run(argv: Sequence[str] | None = None, env: Mapping[str, str] = os.environ) -> int:
     """Returns when the daemon has ended."""
     from chantier.display.logfmt import install
+    from chantier.kernel.libc import limit_malloc_arenas
 
     if argv is None:
         from chantier.kernel import userns
 
         userns.execute_again()
+    limit_malloc_arenas(2)  # a daemon has dozens of threads
     try:
         settings = parse(sys.argv[1:] if argv is None else argv, env)
     except ChantierError as err:

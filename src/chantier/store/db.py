@@ -82,12 +82,14 @@ class Db:
 
     def _open(self) -> sqlite3.Connection:
         with _translated(self.path):
-            connection = sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                self.path, timeout=self._busy_s, isolation_level=None, check_same_thread=False, cached_statements=32
+            )
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA foreign_keys=ON")
             # Each thread's connection has a page cache: 2 MB of it by default, and a daemon has dozens. The kernel's is enough.
-            connection.execute("PRAGMA cache_size=-256")
+            connection.execute("PRAGMA cache_size=-64")
         with self._lock:
             self._connections.add(connection)
         return connection
