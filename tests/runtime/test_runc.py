@@ -91,6 +91,22 @@ def test_the_next_start_ends_what_a_killed_engine_and_its_guard_left(state: Path
     assert str(owner) not in Path("/proc/self/mountinfo").read_text()
 
 
+def test_the_next_start_ends_a_runtime_that_was_still_starting(state: Path, rootfs: Path) -> None:
+    mark = f"MARK={new_id()}"
+    owner = state / "executor" / "dead"
+    bundle = owner / "at" / "x"
+    bundle.mkdir(parents=True)
+    os.mkfifo(bundle / "config.json")  # it waits for that, and is nobody's container yet
+    command = ["runc", "--root", str(owner / "at" / "state"), "run", "--bundle", str(bundle), "x"]
+    with subprocess.Popen(command, env={**os.environ, "MARK": mark.removeprefix("MARK=")}, stderr=subprocess.DEVNULL) as process:
+        held = os.open(bundle / "config.json", os.O_WRONLY)  # returns once it reads
+        assert recover(state / "executor") == ["dead"]
+        os.close(held)
+        assert process.wait(5) == -signal.SIGKILL
+    assert eventually(lambda: not processes_with(mark), 1)
+    assert not owner.exists()
+
+
 def test_the_verdict_on_a_runtime_is_kept(tmp_path: Path) -> None:
     async def work() -> None:
         (await probe(tmp_path)).places.close()

@@ -25,7 +25,10 @@ from pathlib import Path
 from chantier.kernel import MNT_DETACH, MS_NODEV, MS_NOSUID, UMOUNT_NOFOLLOW, mount, umount
 from chantier.spec import new_id
 
+from .processes import kill_those
+
 _AT = "at"
+_STATE = "state"
 _DELETE_S = 10.0
 _PAUSES_S = (0.01, 0.05, 0.2, 0.5, 0.0)
 
@@ -106,6 +109,8 @@ def recover(root: Path, clear: Callable[[Path], None] | None = None) -> list[str
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A runtime that was still starting a container when its engine died has told nobody of it.
+            kill_those("cmdline", (os.fsencode(owner / _AT / _STATE),))
             (clear or clear_owner)(owner)
             found.append(owner.name)
         except BlockingIOError:  # its owner lives
@@ -129,9 +134,9 @@ def clear_owner(owner: Path) -> None:
 
 def _end_containers(owner: Path) -> None:
     at = owner / _AT
-    names = [entry.name for entry in at.iterdir() if entry.is_dir() and entry.name != "state"] if at.is_dir() else []
+    names = [entry.name for entry in at.iterdir() if entry.is_dir() and entry.name != _STATE] if at.is_dir() else []
     binary = _text(at / "runtime")
-    state = at / "state"
+    state = at / _STATE
     left = sorted(entry.name for entry in state.iterdir()) if state.is_dir() else []
     for name in left:
         if binary:

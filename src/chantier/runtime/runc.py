@@ -30,6 +30,7 @@ from . import oci
 from .host import Host, this_host
 from .output import Piped, Stdin, Terminal
 from .places import Places, end_cgroup
+from .processes import descendants, parent_of
 from .types import Container, Exit, OnOutput, Process, Resize, Signal
 
 T = TypeVar("T")
@@ -277,7 +278,7 @@ class Runc:
             attempts += 1
             if attempts >= _STUCK:
                 # The runtime does not answer, or its files are gone: whatever came from it is its descendant still.
-                for victim in (*_descendants(running.piped.pid), running.piped.pid):
+                for victim in (*descendants(running.piped.pid), running.piped.pid):
                     with suppress(ProcessLookupError):
                         os.kill(victim, signals.SIGKILL)
             await asyncio.wait((done,), timeout=_AGAIN_S)
@@ -290,7 +291,7 @@ class Runc:
         assert running.piped is not None
         pid = _first_process(running.bundle / "pid", running.piped.pid)
         if pid:
-            for victim in _descendants(running.piped.pid) if not self._process_sandbox else (pid,):
+            for victim in descendants(running.piped.pid) if not self._process_sandbox else (pid,):
                 with suppress(ProcessLookupError):
                     os.kill(victim, signals.SIGKILL)
         elif running.bundle.name == running.container.id:
@@ -364,30 +365,9 @@ def _first_process(pid_file: Path, parent: int) -> int:
     """The container's first process, 0 if there is none yet or it is no child of the runtime's any more."""
     try:
         pid = int(pid_file.read_text(encoding="ascii"))
-        return pid if _parent(pid) == parent else 0
+        return pid if parent_of(pid) == parent else 0
     except (OSError, ValueError):
         return 0
-
-
-def _parent(pid: int) -> int:
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[1])
-
-
-def _descendants(pid: int) -> list[int]:
-    """Every process below `pid`: for containers that share our pid namespace. The runtime adopts orphans (PR_SET_CHILD_SUBREAPER)."""
-    parents: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with suppress(OSError, ValueError, IndexError):  # it has just ended
-                parents.setdefault(_parent(int(name)), []).append(int(name))
-    out: list[int] = []
-    todo = [pid]
-    while todo:
-        children = parents.get(todo.pop(), [])
-        out += children
-        todo += children
-    return out
 
 
 def _complaint(log: Path) -> str:

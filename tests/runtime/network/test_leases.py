@@ -129,6 +129,38 @@ def test_a_state_directory_that_outlived_its_mounts(net: Net, witness: Callable[
     assert seen_by(seen)[-1]["env"]["CNI_NETNS"] == ""
 
 
+# Takes something, slowly, and gives it back.
+_SLOW = """#!/bin/sh
+case $CNI_COMMAND in
+  ADD) touch {place}/begun; sleep 1; touch {place}/taken;;
+  DEL) rm -f {place}/taken;;
+esac
+echo '{{"cniVersion": "1.0.0"}}'
+"""
+
+_ADDER = """
+import sys
+from pathlib import Path
+from chantier.runtime.network.cni import Cni, load
+from chantier.runtime.network.leases import Leases
+
+config, plugins, state = sys.argv[1:]
+Cni(load(config), [plugins]).attach(Leases(Path(state)).new(), "")
+"""
+
+
+def test_a_plugin_that_outlives_its_engine_takes_nothing(net: Net, tmp_path: Path) -> None:
+    (tmp_path / "slow").write_text(_SLOW.format(place=tmp_path))
+    (tmp_path / "slow").chmod(0o755)
+    config = net.cni([{"type": "slow"}], dirs=str(tmp_path)).cni_config_path
+    with subprocess.Popen([sys.executable, "-c", _ADDER, str(config), str(tmp_path), str(net.state)]) as dead:
+        assert eventually((tmp_path / "begun").exists, 10)
+        dead.kill()
+    assert len(recover_networks(net.state)) == 1
+    assert not eventually((tmp_path / "taken").exists, 1.5)
+    assert net.mounts() == []
+
+
 def test_what_cannot_be_undone_is_tried_again(
     net: Net, witness: Callable[..., tuple[Path, Path]], caplog: pytest.LogCaptureFixture
 ) -> None:

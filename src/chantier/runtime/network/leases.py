@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from chantier import kernel
 from chantier.errors import ChantierError, UnsupportedError
 from chantier.runtime import places
+from chantier.runtime.processes import kill_those
 from chantier.spec import new_id
 from chantier.values import dataclass
 
@@ -177,6 +178,8 @@ def recover(root: Path) -> list[str]:
 
 def _clear(owner: Path) -> None:
     names = {entry.name.partition(".")[0] for entry in owner.iterdir() if entry.name != "lock"}
+    # A plugin that outlived the engine would connect the namespace after it was disconnected here.
+    kill_those("environ", [b"CNI_CONTAINERID=" + os.fsencode(name) for name in names])
     undone = [undo(Lease(id=name, path=owner / name)) for name in sorted(names)]
     if all(undone):
         _remove(owner)
