@@ -265,7 +265,24 @@ def test_mount_all_undoes(tmp_path: Path) -> None:
 
 def test_overlay_works(tmp_path: Path) -> None:
     assert overlay_works(tmp_path)
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["lock"]
+
+
+def test_a_probe_is_not_taken_away_by_a_recovery(overlay: Overlay, tmp_path: Path) -> None:
+    """Engines that open one root at once each recover it, and each try an overlay there."""
+    ended = threading.Event()
+
+    def recover() -> None:
+        while not ended.is_set():
+            overlay.recover()
+
+    other = threading.Thread(target=recover)
+    other.start()
+    try:
+        assert all(overlay_works(tmp_path / "root" / "snapshots") for _ in range(100))
+    finally:
+        ended.set()
+        other.join()
 
 
 _CHILD = """

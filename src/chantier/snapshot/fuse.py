@@ -16,7 +16,6 @@ import os
 import shutil
 import stat
 import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from chantier import kernel
 from chantier.errors import StoreError
 
 from .mount import Mount
-from .names import KEEP
+from .names import KEEP, probe_directory
 from .overlay import Overlay, overlay_options
 
 PROGRAM = "fuse-overlayfs"
@@ -172,7 +171,7 @@ def fuse_works(directory: Path) -> str:
         return f"{PROGRAM} is not installed"
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse is not there, or not for us to open"
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".probe-", ignore_cleanup_errors=True) as name:
+    with probe_directory(directory) as name:
         parts = {part: os.path.join(name, part) for part in ("lower", "upper", "work", "merged")}
         for part in parts.values():
             os.mkdir(part)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,7 @@ WITH RECURSIVE chain (name, id, parent, committed, created_ns, depth) AS (
 ) SELECT name, id, parent, committed, created_ns FROM chain ORDER BY depth
 """
 
+_LOCK = "lock"
 KEEP = "\0keep"  # "no other parent": a name no caller can give
 
 
@@ -60,7 +62,7 @@ class Names:
     def __init__(self, root: Path, db: Db) -> None:
         self.directory = root / "snapshots"
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = self.directory / "lock"
+        self._lock = self.directory / _LOCK
         self._db = db
         db.ensure(_SCHEMA)
 
@@ -80,7 +82,7 @@ class Names:
         above = self.chain(parent)[0] if parent is not None else None
         if above is not None and not above.committed:
             raise StoreError(f"cannot use snapshot {parent!r} as a parent: it is not committed")
-        with self._locked(fcntl.LOCK_SH):
+        with _locked(self._lock, fcntl.LOCK_SH):
             identity = new_id()[:12]
             place = self.directory / identity
             place.mkdir(mode=0o700)
@@ -173,7 +175,7 @@ class Names:
 
     def recover(self) -> list[str]:
         """Delete directories without a row; returns their names. Waits for those that are being made just now."""
-        with self._locked(fcntl.LOCK_EX):
+        with _locked(self._lock, fcntl.LOCK_EX):
             named = {row[0] for row in self._db.read("SELECT id FROM snapshot")}
             orphans = sorted(entry.name for entry in os.scandir(self.directory) if entry.is_dir() and entry.name not in named)
             for orphan in orphans:
@@ -184,14 +186,25 @@ class Names:
             delete_tree(self.directory / (orphan if orphan.startswith(".rm-") else f".rm-{orphan}"))
         return orphans
 
-    @contextmanager
-    def _locked(self, kind: int) -> Iterator[None]:
-        fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, kind)
-            yield
-        finally:
-            os.close(fd)
+
+@contextmanager
+def _locked(lock: Path, kind: int) -> Iterator[None]:
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, kind)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def probe_directory(directory: Path) -> Iterator[str]:
+    """A place among snapshots to try mounts in, gone afterwards. The recovery of another process waits for the end of it."""
+    with (
+        _locked(directory / _LOCK, fcntl.LOCK_SH),
+        tempfile.TemporaryDirectory(dir=directory, prefix=".probe-", ignore_cleanup_errors=True) as name,
+    ):
+        yield name
 
 
 @contextmanager

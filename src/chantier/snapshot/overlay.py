@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from chantier.store.db import Db
 
 from .mount import Mount
 from .mounted import recover_mounts
-from .names import KEEP, Names
+from .names import KEEP, Names, probe_directory
 from .types import Info, Usage
 
 
@@ -107,7 +106,7 @@ def overlay_options() -> tuple[str, ...]:
 
 def overlay_works(directory: Path) -> bool:
     """Whether an overlay can be mounted whose layers lie in `directory`."""
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".probe-", ignore_cleanup_errors=True) as name:
+    with probe_directory(directory) as name:
         parts = {part: os.path.join(name, part) for part in ("lower", "upper", "work", "merged")}
         for part in parts.values():
             os.mkdir(part)
