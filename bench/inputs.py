@@ -125,7 +125,10 @@ def debian_tree(where: Path) -> Path:
     """A minimal Debian of this machine's release, from where this machine gets its packages."""
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
-    words = [word for file in files if file.is_file() for word in file.read_text().split() if "://" in word]
+    lines = [
+        line for file in files if file.is_file() for line in file.read_text().splitlines() if not line.lstrip().startswith("#")
+    ]
+    words = [word for line in lines for word in line.split() if "://" in word]
     _run("mmdebstrap", "--variant=minbase", "--format=directory", release["VERSION_CODENAME"].strip('"'), str(where), *words[:1])
     shutil.rmtree(where / "dev")
     (where / "dev").mkdir()
