@@ -280,6 +280,20 @@ def test_fall_through(fake: FakeRegistry, client: Make, image: Descriptor, troub
         assert trouble == "dead" or mirror.count() >= 3
 
 
+def test_a_mirror_is_not_blamed_for_what_was_there_before(fake: FakeRegistry, client: Make, image: Descriptor) -> None:
+    """The origin cannot be reached: the mirror has to be asked again, from the start."""
+    origin = fake.authority
+    with FakeRegistry() as mirror:
+        mirror.repositories = fake.repositories
+        registry = client(mirrored(fake, mirror.authority))
+        fake.close()
+        writer = Memory()
+        writer.write(b"not its beginning")
+        registry.fetch_blob(Reference.parse(f"{origin}/app:1"), image, writer)
+        assert bytes(writer.data) == LAYER
+        assert [r.headers.get("range") for r in mirror.seen("GET", "/blobs/")] == ["bytes=17-", None]
+
+
 def test_two_mirrors_in_order(fake: FakeRegistry, client: Make, image: Descriptor) -> None:
     with FakeRegistry() as first, FakeRegistry() as second:
         second.repositories = fake.repositories

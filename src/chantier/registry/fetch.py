@@ -70,11 +70,13 @@ class _Fetch:
         stalls = resumed = wrong = 0
         well = {h.authority for h, _ in self.hosts if self.caller.breakers.alive(h.authority)}
         host: Host | None = None
+        sole: Host | None = None  # whose all bytes are; None: what an earlier fetch left is among them, or another host's
         while True:
             before = self.writer.offset
             try:
                 if before < self.descriptor.size or before == 0:
                     host, response = self._open()
+                    sole = host if not self.writer.offset or host is sole else None
                     self._copy(response, host)
                 self._verify(host)
                 return Fetched(
@@ -97,7 +99,9 @@ class _Fetch:
                 wait(delay, self.cancelled)
             except IntegrityError as err:
                 self.writer.restart()
-                if host is not None and not self._leave_out(host):
+                if host is not None and sole is not host:  # it may be the others' that are wrong
+                    self.caller.trace.info("trying again from the start", {"error": err.brief, "host": host.authority})
+                elif host is not None and not self._leave_out(host):
                     wrong += 1
                     if wrong == (MOST_WRONG if self.descriptor.size <= _LARGE else _MOST_WRONG_LARGE):
                         raise
