@@ -52,6 +52,18 @@ async def refused(work: Any) -> GrpcError:
     return caught.value
 
 
+def test_a_listener_of_an_internal_build_may_come_when_it_has_ended(daemon: Chantierd) -> None:
+    """Stock clients ask for the status beside Solve; what they probe a daemon with takes milliseconds, and is in no history."""
+
+    async def run() -> None:
+        ref = new_id()
+        await solve(daemon, ref, Definition=logged("a probe"), Internal=True)
+        found = await status(daemon, ref)
+        assert any(log.msg == b"a probe\n" for message in found for log in message.logs)
+
+    asyncio.run(run())
+
+
 def test_a_listener_may_come_before_during_and_after(daemon: Chantierd) -> None:
     async def run() -> None:
         ref = new_id()
@@ -116,8 +128,9 @@ def test_history_tells_how_builds_ended(daemon: Chantierd) -> None:
         newest = await history(daemon, Limit=1)
         assert [e.record.Ref for e in newest] == [bad]
         assert not await history(daemon, Filter=["startedAt>1h"])
-        missing = await refused(status(daemon, hidden))
-        assert (missing.code, missing.message) == (5, f"no such job {hidden}")
+        unknown = new_id()
+        missing = await refused(status(daemon, unknown))
+        assert (missing.code, missing.message) == (5, f"no such job {unknown}")
 
     asyncio.run(run())
 

@@ -15,6 +15,8 @@ from chantier.wire.status import NOT_FOUND, UNKNOWN
 from .progress import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from chantier.pb import control_pb2 as pb
 
     from .gateway import Gateway
@@ -47,9 +49,15 @@ class Running:
             self.task.cancel()
 
 
+LATE_S = 10.0
+"""So long what a build told is kept that is in no history: stock clients ask for it beside Solve, and may be heard only when a
+short build is over."""
+
+
 class Builds:
     def __init__(self) -> None:
         self._running: dict[str, Running] = {}
+        self._late: dict[str, Progress] = {}
         self._news: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
@@ -68,10 +76,16 @@ class Builds:
         self._tell()
 
     def remove(self, build: Running) -> None:
+        """It has ended. What it told is there until `forget`."""
         if self._running.get(build.ref) is build:
             del self._running[build.ref]
+            self._late[build.ref] = build.progress
         build.ended.set()
         self._tell()
+
+    def forget(self, build: Running) -> None:
+        if self._late.get(build.ref) is build.progress:
+            del self._late[build.ref]
 
     def _tell(self) -> None:
         news, self._news = self._news, []
@@ -81,9 +95,21 @@ class Builds:
 
     async def wait(self, ref: str, seconds: float) -> Running:
         """The build, once it is there. Raises NotFound `no such job REF`."""
+        return await self._there(self.get, ref, seconds)
+
+    def progress(self, ref: str) -> Progress | None:
+        """Of a build that runs, or has ended just now."""
+        running = self._running.get(ref)
+        return self._late.get(ref) if running is None else running.progress
+
+    async def wait_progress(self, ref: str, seconds: float) -> Progress:
+        """The same, once it is there. Raises NotFound `no such job REF`."""
+        return await self._there(self.progress, ref, seconds)
+
+    async def _there(self, look: Callable[[str], T | None], ref: str, seconds: float) -> T:
         try:
             async with asyncio.timeout(seconds):
-                while (found := self._running.get(ref)) is None:
+                while (found := look(ref)) is None:
                     await self._next()
         except TimeoutError:
             raise GrpcError(NOT_FOUND, f"no such job {ref}") from None

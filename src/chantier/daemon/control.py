@@ -19,7 +19,7 @@ from chantier.values import replace
 from chantier.wire import GrpcError, ServerCall, Service
 from chantier.wire.status import CANCELLED, UNAVAILABLE, UNKNOWN
 
-from .builds import Running
+from .builds import LATE_S, Running
 from .clip import Clip
 from .errors import build_status
 from .gateway import Gateway
@@ -102,9 +102,16 @@ class Control:
             took = f"{(now() - build.started_at) / 1e9:.3f}s"
             _log.debug("build finished", extra={"fields": {"build": build.ref, "took": took}})
             if recording is None:
-                build.progress.path.unlink(missing_ok=True)
+                asyncio.get_running_loop().call_later(LATE_S, self._forget, build)
             else:
-                await asyncio.shield(self._remember(recording, outcome))
+                try:
+                    await asyncio.shield(self._remember(recording, outcome))
+                finally:
+                    daemon.builds.forget(build)
+
+    def _forget(self, build: Running) -> None:
+        self._daemon.builds.forget(build)
+        build.progress.path.unlink(missing_ok=True)
 
     async def _record(self, engine: Engine, build: Running) -> Recording | None:
         """None if the build cannot be recorded: it is not to fail for that."""
@@ -185,12 +192,12 @@ class Control:
         """A running build's, from its start; a finished one's from history."""
         daemon = self._daemon
         await daemon.engine()
-        running = daemon.builds.get(ref)
-        if running is None and (log := await daemon.history.log_of(ref)) is not None:
+        progress = daemon.builds.progress(ref)
+        if progress is None and (log := await daemon.history.log_of(ref)) is not None:
             return replay(log)
-        if running is None:
-            running = await daemon.builds.wait(ref, _WAIT_STATUS_S)
-        return running.progress.follow()
+        if progress is None:
+            progress = await daemon.builds.wait_progress(ref, _WAIT_STATUS_S)
+        return progress.follow()
 
     async def session(self, call: ServerCall) -> None:
         await self._daemon.sessions.handle(call)
