@@ -294,6 +294,20 @@ def test_a_mirror_is_not_blamed_for_what_was_there_before(fake: FakeRegistry, cl
         assert [r.headers.get("range") for r in mirror.seen("GET", "/blobs/")] == ["bytes=17-", None]
 
 
+def test_hosts_that_take_turns_do_not_go_on_for_ever(fake: FakeRegistry, client: Make, image: Descriptor) -> None:
+    """One breaks off half-way and then has nothing, the other adds what is wrong: each time anew."""
+    with FakeRegistry() as mirror:
+        mirror.repositories = fake.repositories
+        for _ in range(50):
+            mirror.fail("eof", method="GET", path="/blobs/", after=100_000)
+            mirror.fail("status", method="GET", path="/blobs/", status=404)
+        fake.fail("wrong", method="GET", path="/blobs/", times=-1)
+        with pytest.raises((IntegrityError, RegistryError, NotFoundError)):
+            client(mirrored(fake, mirror.authority)).fetch_blob(ref(fake), image, Memory())
+        assert mirror.count("GET", "/blobs/") < 20
+        assert fake.count("GET", "/blobs/") < 20
+
+
 def test_two_mirrors_in_order(fake: FakeRegistry, client: Make, image: Descriptor) -> None:
     with FakeRegistry() as first, FakeRegistry() as second:
         second.repositories = fake.repositories

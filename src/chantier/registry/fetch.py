@@ -71,6 +71,7 @@ class _Fetch:
         well = {h.authority for h, _ in self.hosts if self.caller.breakers.alive(h.authority)}
         host: Host | None = None
         sole: Host | None = None  # whose all bytes are; None: what an earlier fetch left is among them, or another host's
+        excused = False  # once only: hosts that take turns at breaking off could go on for ever
         while True:
             before = self.writer.offset
             try:
@@ -99,7 +100,8 @@ class _Fetch:
                 wait(delay, self.cancelled)
             except IntegrityError as err:
                 self.writer.restart()
-                if host is not None and sole is not host:  # it may be the others' that are wrong
+                if host is not None and sole is not host and not excused:  # it may be the others' that are wrong
+                    excused = True
                     self.caller.trace.info("trying again from the start", {"error": err.brief, "host": host.authority})
                 elif host is not None and not self._leave_out(host):
                     wrong += 1
