@@ -20,7 +20,7 @@ from chantier.spec import new_id
 from .agent import agent_socket
 from .git_source import GitSource
 from .trust import git_settings, registries_of
-from .worker import Worker, ask
+from .worker import Worker, secret_text
 
 if TYPE_CHECKING:
     from chantier.progress import Step
@@ -204,18 +204,10 @@ async def _authorization(source: GitSource, job: Any) -> str:
         (source.header_secret, False),
         (source.token_secret, True),
     ):
-        value = await _secret(job, id)
+        value = await secret_text(job, id)
         if value:
             return "basic " + base64.b64encode(f"x-access-token:{value}".encode()).decode() if is_token else value
     return ""
-
-
-async def _secret(job: Any, id: str) -> str | None:
-    async def question(session: Session) -> bytes | None:
-        return await session.secret(id)
-
-    value = await ask(job, question)
-    return value.decode("latin-1").strip() if value is not None else None
 
 
 @asynccontextmanager

@@ -44,13 +44,12 @@ from .one_file import FileAttrs, FileResult, is_name
 from .resolved import recall, remember
 from .signature import verify_file
 from .trust import web_of
-from .worker import Worker, ask
+from .worker import Worker, secret_text
 
 if TYPE_CHECKING:
     from chantier.cache import Ref
     from chantier.registry import Web
     from chantier.registry.transport import Response
-    from chantier.session.types import Session
     from chantier.solver.types import JobContext
 
 SESSION_HOST = "buildkit-session"
@@ -297,27 +296,19 @@ class _Source:
 
     async def _authorization(self, job: Any) -> str:
         if self.auth_secret:
-            value = await _secret(job, self.auth_secret)
+            value = await secret_text(job, self.auth_secret)
             if value is None:
                 raise NotFoundError(f"failed to retrieve HTTP auth secret {self.auth_secret}: not found")
             return value
         # BuildKit's names have no port; with one they mean a single server.
         for host in dict.fromkeys((self.host, urlsplit(self.url).hostname or "")):
-            header = await _secret(job, f"HTTP_AUTH_HEADER_{host}")
+            header = await secret_text(job, f"HTTP_AUTH_HEADER_{host}")
             if header is not None:
                 return header
-            token = await _secret(job, f"HTTP_AUTH_TOKEN_{host}")
+            token = await secret_text(job, f"HTTP_AUTH_TOKEN_{host}")
             if token is not None:
                 return f"Bearer {token}"
         return ""
-
-
-async def _secret(job: Any, id: str) -> str | None:
-    async def question(session: Session) -> bytes | None:
-        return await session.secret(id)
-
-    value = await ask(job, question)
-    return value.decode("latin-1").strip() if value is not None else None
 
 
 class _Fetch:

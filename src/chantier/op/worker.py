@@ -224,4 +224,14 @@ async def ask(job: JobView, question: Callable[[Session], Awaitable[T | None]]) 
     return None
 
 
-__all__ = ["JobView", "Networks", "Worker", "ask", "run_all", "threaded"]
+async def secret_text(job: JobView, id: str) -> str | None:
+    """A secret of a client that is one line, as headers and tokens are; None if nobody has it."""
+
+    async def question(session: Session) -> bytes | None:
+        return await session.secret(id)
+
+    value = await ask(job, question)
+    return value.decode("latin-1").strip() if value is not None else None
+
+
+__all__ = ["JobView", "Networks", "Worker", "ask", "run_all", "secret_text", "threaded"]
