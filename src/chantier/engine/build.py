@@ -233,9 +233,8 @@ def _entitlements(engine: Engine, request: SolveRequest) -> frozenset[str]:
             raise UsageError(f"unknown entitlement {entitlement}")
         if entitlement.startswith("device"):
             Granted.of((entitlement,))
-            if (
-                engine.devices is not None
-            ):  # the user's to grant, as with BuildKit: what devices there are the machine's owner says
+            # The user's to grant, as with BuildKit: what devices there are, the machine's owner says.
+            if engine.devices is not None:
                 continue
         if engine.allowed_entitlements is not None and entitlement not in engine.allowed_entitlements:
             raise PolicyError(
