@@ -236,7 +236,8 @@ def test_a_damaged_blob_is_left_out_of_the_cache(make_command: Callable[..., Com
     part = json.loads(run_ok("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{ref}"))
     named = {layer["digest"] for layer in part["layers"]}
     assert victim not in named or "mounted" in done.err
-    assert cached(make_command(name="two").build(MULTI, "--cache-from", ref).ok()) <= {"CACHED", "DONE"}
+    done = make_command(name="two").build(MULTI, "--cache-from", ref).ok()
+    assert "CACHED" in cached(done)  # the rest of the cache is as good as before
 
 
 def test_a_miss_names_what_changed(chantier: Command, tmp_path: Path) -> None:
