@@ -35,13 +35,15 @@ def monitor(control: socket.socket, plan_fd: int, alive: int) -> NoReturn:
         _refuse(control, err)
 
 
-def spare(server: socket.socket, report: socket.socket) -> NoReturn:
+def spare(server: socket.socket, server_pid: int, report: socket.socket) -> NoReturn:
     """Make a first process, in a pid namespace of its own, before anybody asks; wait for who does, and be its monitor.
 
     `report` is told "T" once we are taken, and closed once the step runs. Requests that this is of no use for, such as to enter a
     container, are passed on to it: "N" with the descriptors.
     """
     caller.prctl(caller.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != server_pid:  # killed before we could ask for that signal
+        os._exit(1)
     os.setsid()
     mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -54,6 +54,7 @@ def _serve_next(server: socket.socket) -> None:
 def _keep_spare(server: socket.socket) -> bool:
     """Until a spare monitor is taken and its step runs; False if it has ended untaken: the engine has, or somebody killed it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    own_pid = os.getpid()
     try:
         pid = os.fork()
     except OSError:  # no room for one more process: the next request will say so
@@ -63,7 +64,7 @@ def _keep_spare(server: socket.socket) -> bool:
     if pid == 0:
         ours.close()
         try:
-            spare(server, theirs)
+            spare(server, own_pid, theirs)
         finally:
             os._exit(1)
     theirs.close()
