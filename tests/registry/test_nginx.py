@@ -19,7 +19,7 @@ import pytest
 
 from chantier.config import parse
 from chantier.errors import ChantierError, NotFoundError, RateLimitedError, RegistryError, UnauthorizedError
-from chantier.registry import Login, Registries, Registry, RetryPolicy, explain
+from chantier.registry import Login, MemoryWriter, Registries, Registry, RetryPolicy, explain
 from chantier.spec import OCI_CONFIG, OCI_LAYER_TAR, OCI_MANIFEST, Descriptor, Reference, digest_of
 
 pytestmark = pytest.mark.registry
@@ -202,28 +202,10 @@ def push(registry: Registry, where: Reference, layer: bytes = LAYER) -> str:
     return str(registry.push_manifest(where, manifest, OCI_MANIFEST))
 
 
-class Writer:
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    @property
-    def offset(self) -> int:
-        return len(self.data)
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def digest(self) -> Any:
-        return digest_of(bytes(self.data))
-
-    def restart(self) -> None:
-        self.data.clear()
-
-
 def pull(registry: Registry, where: Reference) -> str:
     found = registry.resolve(where)
     registry.manifest(where, found.descriptor)
-    writer = Writer()
+    writer = MemoryWriter()
     layer = Descriptor(media_type=OCI_LAYER_TAR, digest=digest_of(LAYER), size=len(LAYER))
     done = registry.fetch_blob(where, layer, writer)
     assert bytes(writer.data) == LAYER

@@ -19,7 +19,7 @@ import pytest
 
 from chantier.config import parse
 from chantier.errors import ConfigError, RegistryError
-from chantier.registry import Login, Registries, Registry, RetryPolicy, explain
+from chantier.registry import Login, MemoryWriter, Registries, Registry, RetryPolicy, explain
 from chantier.spec import Descriptor, Reference, descriptor_from_json, digest_of
 from chantier.testing.registry import FakeRegistry
 
@@ -39,24 +39,6 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-class Writer:
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    @property
-    def offset(self) -> int:
-        return len(self.data)
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def digest(self) -> Any:
-        return digest_of(bytes(self.data))
-
-    def restart(self) -> None:
-        self.data.clear()
-
-
 def unreliable(registry: FakeRegistry, kinds: list[tuple[str, dict[str, Any]]]) -> None:
     """Together they spoil `RATE` of all requests: each is looked at only where those before it let the request pass."""
     left = 1.0
@@ -72,7 +54,7 @@ def pull(registry: Registry, ref: Reference) -> bytes:
     document = json.loads(data)
     out = b""
     for raw in [document["config"], *document["layers"]]:
-        writer = Writer()
+        writer = MemoryWriter()
         registry.fetch_blob(ref, descriptor_from_json(raw), writer)
         out = bytes(writer.data)
     return out

@@ -30,7 +30,7 @@ from chantier.errors import (
     RegistryError,
     UnauthorizedError,
 )
-from chantier.registry import Login, Registries, Registry, RetryPolicy
+from chantier.registry import Login, MemoryWriter, Registries, Registry, RetryPolicy
 from chantier.spec import Descriptor, Reference, descriptor_from_json, digest_of
 from chantier.testing.registry import FakeRegistry
 
@@ -59,24 +59,6 @@ class Steps(logging.Handler):
 
     def text(self) -> str:
         return " ".join(f"{h}.{m}" + ("" if s == "200" else f".{s}") for h, m, s in self.found)
-
-
-class Writer:
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    @property
-    def offset(self) -> int:
-        return len(self.data)
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def digest(self) -> Any:
-        return digest_of(bytes(self.data))
-
-    def restart(self) -> None:
-        self.data.clear()
 
 
 @dataclass
@@ -185,7 +167,7 @@ class World:
         return "ok"
 
     def blob(self) -> str:
-        writer = Writer()
+        writer = MemoryWriter()
         done = self.open().fetch_blob(self.ref(), self.layer(), writer)
         assert bytes(writer.data) == LAYER
         return self._name(done.host)
@@ -197,7 +179,7 @@ class World:
         served = [found.host]
         for raw in [json.loads(data)["config"], *json.loads(data)["layers"]]:
             described = descriptor_from_json(raw)
-            writer = Writer()
+            writer = MemoryWriter()
             served.append(registry.fetch_blob(self.ref(), described, writer).host)
         return "".join(dict.fromkeys(self._name(s) for s in served))
 

@@ -116,7 +116,7 @@ class Target:
         if first is not None and _lstat(first) is not None:
             os.link(first, path, follow_symlinks=False)
             return
-        _copy_file(source, info, path)
+        kernel.copy_node(source, info, path)
         _copy_attributes(source, info, path)
         kernel.utimens(path, info.st_atime_ns, info.st_mtime_ns)
         self._copied[inode] = path
@@ -159,23 +159,6 @@ def _lstat(path: bytes) -> os.stat_result | None:
         return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _copy_file(source: bytes, info: os.stat_result, path: bytes) -> None:
-    if stat.S_ISLNK(info.st_mode):
-        os.symlink(os.readlink(source), path)
-    elif stat.S_ISREG(info.st_mode):
-        src = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            dst = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                kernel.copy_file(src, dst, info.st_size)
-            finally:
-                os.close(dst)
-        finally:
-            os.close(src)
-    else:
-        kernel.mknod(path, info.st_mode, info.st_rdev)
 
 
 def _copy_attributes(source: bytes, info: os.stat_result, path: bytes) -> None:

@@ -21,6 +21,7 @@ from chantier.export import parse_bool
 from chantier.kernel.trace import point
 from chantier.op.worker import threaded
 from chantier.progress import Reporter, Step, Warning, step
+from chantier.registry import MemoryWriter
 from chantier.solver import KeySource
 from chantier.spec import Descriptor, Index, Reference, parse_manifest
 from chantier.values import dataclass
@@ -249,7 +250,7 @@ class RegistryPlace:
         if is_manifest(descriptor.media_type) or is_index(descriptor.media_type):
             data, _ = self.registry.manifest(self.ref, descriptor)
             return bytes(data)
-        writer = _Memory()
+        writer = MemoryWriter()
         self.registry.fetch_blob(self.ref, descriptor, writer)
         return bytes(writer.data)
 
@@ -328,28 +329,6 @@ def verify(data: bytes, digest: str) -> None:
 def _check(descriptor: Descriptor, limit: int) -> None:
     if descriptor.size > limit:
         raise IntegrityError(f"blob {descriptor.digest} is too large ({descriptor.size} > {limit})")
-
-
-class _Memory:
-    """A registry.BlobWriter that keeps the bytes."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    @property
-    def offset(self) -> int:
-        return len(self.data)
-
-    def write(self, data: bytes, /) -> None:
-        self.data += data
-
-    def digest(self) -> Any:
-        from chantier.spec import digest_of
-
-        return digest_of(bytes(self.data))
-
-    def restart(self) -> None:
-        self.data.clear()
 
 
 Available = Callable[[Sequence[LayerSource]], bool]

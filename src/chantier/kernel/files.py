@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 from contextlib import suppress
 
 FICLONE = 0x40049409  # linux/fs.h, _IOW(0x94, 9, int)
@@ -58,6 +59,27 @@ def _copy_by_hand(src_fd: int, dst_fd: int) -> int:
         write_all(dst_fd, chunk)
         done += len(chunk)
     return done
+
+
+def copy_node(source: Path, info: os.stat_result, target: Path) -> None:
+    """Make `target`, which is not there, with the bytes, the link's text or the device number of `source`; `info` is its lstat(2).
+
+    Owner, attributes and times are the caller's to set; a regular file is made with mode 0600.
+    """
+    if stat.S_ISLNK(info.st_mode):
+        os.symlink(os.readlink(os.fsencode(source)), target)
+    elif stat.S_ISREG(info.st_mode):
+        src = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            dst = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                copy_file(src, dst, info.st_size)
+            finally:
+                os.close(dst)
+        finally:
+            os.close(src)
+    else:
+        mknod(target, info.st_mode, info.st_rdev)
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

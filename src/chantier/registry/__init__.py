@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .ratelimit import RateLimit, span
     from .retry import RetryPolicy
     from .shared import Registries, Settings, Status
-    from .types import BlobWriter, Credentials, Fetched, Resolved, Served
+    from .types import BlobWriter, Credentials, Fetched, MemoryWriter, Resolved, Served
     from .web import Web
 
 _HOME = {
@@ -52,6 +52,7 @@ _HOME = {
     "Limits": "limits",
     "Login": "auth_file",
     "Memory": "breaker",
+    "MemoryWriter": "types",
     "Network": "network",
     "Peer": "hosts",
     "RateLimit": "ratelimit",
@@ -91,6 +92,7 @@ __all__ = [
     "Limits",
     "Login",
     "Memory",
+    "MemoryWriter",
     "Network",
     "Peer",
     "RateLimit",

@@ -19,7 +19,7 @@ from .limits import is_metadata
 from .manifests import MANIFEST_LIMIT, get_manifest, resolve
 from .messages import Body
 from .push import Pusher
-from .types import BlobWriter, Cancelled, CredentialsFor, Fetched, Resolved, Served, TokenFor, anonymous, never
+from .types import BlobWriter, Cancelled, CredentialsFor, Fetched, MemoryWriter, Resolved, Served, TokenFor, anonymous, never
 
 if TYPE_CHECKING:
     from .shared import Registries, Settings
@@ -128,7 +128,7 @@ class Registry:
         """A small blob (an image config), at most 4 MiB, checked."""
         if descriptor.size > MANIFEST_LIMIT:
             raise RegistryError(f"blob {descriptor.digest} of {descriptor.size} bytes is too large to be read into memory")
-        writer = _Memory()
+        writer = MemoryWriter()
         self.fetch_blob(ref, descriptor, writer, cancelled=cancelled)
         return bytes(writer.data)
 
@@ -205,26 +205,6 @@ class Registry:
             resumed=done.resumed,
         )
         self._shared.note_served(self._owner, served)
-
-
-class _Memory:
-    """A BlobWriter that keeps the bytes."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    @property
-    def offset(self) -> int:
-        return len(self.data)
-
-    def write(self, data: bytes, /) -> None:
-        self.data += data
-
-    def digest(self) -> Digest:
-        return digest_of(bytes(self.data))
-
-    def restart(self) -> None:
-        self.data.clear()
 
 
 def _index_of(data: bytes) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from chantier.spec import Descriptor, Digest
+from chantier.spec import Descriptor, Digest, digest_of
 from chantier.values import dataclass
 
 
@@ -44,6 +44,26 @@ class BlobWriter(Protocol):
     def write(self, data: bytes, /) -> object: ...
     def digest(self) -> Digest: ...
     def restart(self) -> None: ...
+
+
+class MemoryWriter:
+    """A BlobWriter that keeps the bytes, for blobs that are small."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    @property
+    def offset(self) -> int:
+        return len(self.data)
+
+    def write(self, data: bytes, /) -> None:
+        self.data += data
+
+    def digest(self) -> Digest:
+        return digest_of(bytes(self.data))
+
+    def restart(self) -> None:
+        self.data.clear()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,28 +89,11 @@ def clone_tree(source: Path, target: Path) -> None:
                 if first != goal:
                     os.link(first, goal, follow_symlinks=False)
                     continue
-            _clone_file(entry.path, goal, info)
+            kernel.copy_node(entry.path, info, goal)
             _clone_metadata(entry.path, goal, info)
     # Children first: making them touched their parents' times.
     for there, info in reversed(directories):
         _clone_metadata(os.path.join(source, os.path.relpath(there, target)), there, info)
-
-
-def _clone_file(source: str, goal: str, info: os.stat_result) -> None:
-    if stat.S_ISLNK(info.st_mode):
-        os.symlink(os.readlink(source), goal)
-    elif stat.S_ISREG(info.st_mode):
-        src = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            dst = os.open(goal, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                kernel.copy_file(src, dst, info.st_size)
-            finally:
-                os.close(dst)
-        finally:
-            os.close(src)
-    else:
-        kernel.mknod(goal, info.st_mode, info.st_rdev)
 
 
 def _clone_metadata(source: str, goal: str, info: os.stat_result) -> None:
