@@ -348,3 +348,8 @@ def test_a_mount_over_proc_is_refused(sh: Any, tmp_path: Path) -> None:
 def test_a_working_directory_outside_is_refused(sh: Any) -> None:
     for cwd in ("/proc/self/fd/3", "/proc/self/fd/7", "/proc/1/cwd"):
         assert sh("pwd; ls ../../../../../etc/shadow-of-the-machine", process={"cwd": cwd}).code != 0
+
+
+def test_a_tmpfs_in_the_place_of_proc_is_refused(sh: Any) -> None:
+    ran = sh("true", binds=(Bind(target="/proc", mount=Mount("tmpfs", "tmpfs", ("rw",))),))
+    assert ran.code != 0

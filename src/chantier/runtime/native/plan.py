@@ -178,25 +178,22 @@ def _add_mounts(out: _Words, spec: Mapping[str, Any], groups: Groups, *, own_cgr
             _add_cgroups(out, mount, groups, own=own_cgroups)
             continue
         flags, propagation, data, recursive = options_of(mount["options"])
+        _check_in_proc(mount, target)
         if mount["type"] == "bind":
-            _check_in_proc(mount, target)
             source = os.path.realpath(mount["source"])
             out.add("bind", source, target, kernel.MS_REC if recursive else 0, flags, propagation)
             continue
-        if target == "/proc" or not target.startswith("/proc/"):
-            data = [word for word in data if word not in {f"gid={number}" for number in ids}]
-            if label and mount["type"] in ("tmpfs", "devpts", "mqueue"):
-                data.append(f'context="{label}"')
-            out.add("mount", mount["type"], mount["source"], target, flags, ",".join(data), propagation)
-            continue
-        raise UsageError(f'"{target}" cannot be mounted because it is inside /proc')
+        data = [word for word in data if word not in {f"gid={number}" for number in ids}]
+        if label and mount["type"] in ("tmpfs", "devpts", "mqueue"):
+            data.append(f'context="{label}"')
+        out.add("mount", mount["type"], mount["source"], target, flags, ",".join(data), propagation)
 
 
 def _check_in_proc(mount: Mapping[str, Any], target: str) -> None:
     """A step may not replace what we, and the kernel's own checks, rely on finding in /proc (CVE-2019-19921)."""
-    if target == "/proc" and mount["source"] != "/proc":
+    if target == "/proc" and mount["type"] != "proc" and not (mount["type"] == "bind" and mount["source"] == "/proc"):
         raise UsageError(f'"{mount["source"]}" cannot be mounted at "/proc" because it is not of type proc')
-    if target.startswith("/proc/") and target not in _IN_PROC:
+    if target.startswith("/proc/") and not (mount["type"] == "bind" and target in _IN_PROC):
         raise UsageError(f'"{target}" cannot be mounted because it is inside /proc')
 
 
