@@ -221,6 +221,16 @@ def test_a_missing_program_has_a_hint(shop: Shop) -> None:
         shop.run(shop.op(("nope", "x")), job=job)
     assert "not in the image" in (caught.value.hint or "")
     assert 'exec: "nope": executable file not found in $PATH' in log_of(job)
+    with pytest.raises(StepError) as caught:
+        shop.run(shop.op(("/nope",)))
+    assert "not in the image" in (caught.value.hint or "")
+
+
+def test_a_file_that_is_missing_for_another_reason_has_no_such_hint(shop: Shop) -> None:
+    """A tmpfs in the place of /proc: what is missing then is no program."""
+    with pytest.raises(StepError) as caught:
+        shop.run(shop.op("true", pb.Mount(input=-1, output=-1, dest="/proc", mountType=pb.TMPFS)))
+    assert caught.value.hint is None
 
 
 def test_user_cwd_and_environment(shop: Shop) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -63,6 +64,7 @@ _PROXIES = (
 )
 
 _NO_EDITS = Edits()
+_NO_PROGRAM = re.compile(r'exec(: "| /).*no such file or directory')  # what runtimes say of a program, or its interpreter
 _NO_LIMITS = b"WARNING: its limits have no effect: cgroups are not delegated to an ordinary user here (see chantier doctor)\n"
 
 
@@ -412,7 +414,7 @@ def _hint(ended: Exit) -> str | None:
         return "the step needs more memory than its limit, or than the machine has"
     if "exec format error" in ended.message:
         return "the program is for another platform: build with --platform, or register an emulator with binfmt_misc"
-    if "executable file not found" in ended.message or "no such file or directory" in ended.message:
+    if "executable file not found" in ended.message or _NO_PROGRAM.search(ended.message):
         return "the program, or the interpreter it names, is not in the image"
     if ended.code == 137:
         return "the process was killed; if nothing in the step did it, the machine ran out of memory"
