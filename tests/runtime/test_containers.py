@@ -739,6 +739,11 @@ class TestExec:
         assert processes_with(mark) == []
 
 
+def sized(rows_and_columns: str) -> str:
+    """Shell that waits until the terminal has that size (an OCI runtime is told by a signal), and exits with 9 if it never has."""
+    return f"n=0; while [ \"$(stty size 2>/dev/null)\" != '{rows_and_columns}' ]; do sleep 0.05; n=$((n+1)); [ $n -lt 1200 ] || exit 9; done"
+
+
 class TestTerminal:
     def talk(self, using: Any, rootfs: Path, script: str, line: bytes, **process: Any) -> tuple[int, bytes]:
         async def work(runtime: Any) -> tuple[int, bytes]:
@@ -754,18 +759,48 @@ class TestTerminal:
             running = asyncio.create_task(runtime.run(what, output=output, stdin=lines.get))
             await ready.wait()
             runtime.resize(what.id, 33, 77)
-            await asyncio.sleep(0.2)
             lines.put_nowait(line)
             return (await running).code, b"".join(said)
 
         return using(work)
 
     def test_it_is_one_and_has_a_size(self, using: Any, rootfs: Path) -> None:
-        script = "test -t 0 && test -t 1 && test -t 2 && echo ready; read line; stty size; echo got $line"
+        script = f"test -t 0 && test -t 1 && test -t 2 && echo ready; read line; {sized('33 77')}; echo got $line"
         code, said = self.talk(using, rootfs, script, b"hello\n")
         assert code == 0
         assert b"got hello\r\n" in said
-        assert b"33 77" in said
+
+    def test_of_a_second_process_has_every_size_that_is_asked(self, using: Any, rootfs: Path) -> None:
+        async def work(runtime: Any) -> tuple[int, bytes]:
+            said: list[bytes] = []
+            resize: list[Any] = []
+            ready, wide = asyncio.Event(), asyncio.Event()
+
+            def output(_stream: int, data: bytes) -> None:
+                said.append(data)
+                if b"ready" in b"".join(said):
+                    ready.set()
+                if b"wide" in b"".join(said):
+                    wide.set()
+
+            what = container(rootfs, "sleep", "600")
+            running = asyncio.create_task(runtime.run(what, output=lambda *_: None))
+            await asyncio.sleep(0)
+            script = f"test -t 0 && echo ready; {sized('40 80')}; echo wide; {sized('60 100')}"
+            process = Process(args=("sh", "-c", script), env=(*ENV, "TERM=xterm"), terminal=True)
+            other = asyncio.create_task(runtime.exec(what.id, process, output=output, resized=resize.append))
+            await ready.wait()
+            resize[0](40, 80)
+            await wide.wait()
+            resize[0](60, 100)
+            code = (await other).code
+            running.cancel()
+            await asyncio.wait((running,))
+            return code, b"".join(said)
+
+        code, said = using(work)
+        assert code == 0
+        assert said.split() == [b"ready", b"wide"]
 
     def test_control_c_interrupts_what_runs_in_it(self, using: Any, rootfs: Path) -> None:
         code, said = self.talk(

@@ -67,6 +67,12 @@ class _Running:
     terminal: Terminal | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def resize(self, rows: int, columns: int) -> None:
+        """The process has a terminal of its own, to which the runtime copies: it looks at ours again when it is told to."""
+        if self.terminal is not None and self.piped is not None:
+            self.terminal.resize(rows, columns)
+            self.piped.send_signal(signals.SIGWINCH)
+
 
 class Runc:
     """Implements `Runtime`. `root` is the executor directory; several processes may share one.
@@ -175,9 +181,8 @@ class Runc:
     def resize(self, id: str, rows: int, columns: int) -> None:
         """Set the size of a container's terminal."""
         running = self._running.get(id)
-        if running is not None and running.terminal is not None and running.piped is not None:
-            running.terminal.resize(rows, columns)
-            running.piped.send_signal(signals.SIGWINCH)
+        if running is not None:
+            running.resize(rows, columns)
 
     async def close(self) -> None:
         """End in order: kill what runs still, and send the guard home."""
@@ -254,7 +259,7 @@ class Runc:
                 if stdin is not None:
                     helpers.append(asyncio.create_task(console.feed(stdin)))
                 if resized is not None:
-                    resized(console.resize)
+                    resized(running.resize)
             if started is not None:
                 helpers.append(asyncio.create_task(_when_started(running, started)))
             try:
