@@ -208,6 +208,27 @@ def test_a_terminal_has_the_clients_size(daemon: Chantierd) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("system", "path"),
+    [
+        ("", b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("linux", b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("windows", rb"c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0"),
+    ],
+)
+def test_the_platform_of_a_container_says_where_programs_are(daemon: Chantierd, system: str, path: bytes) -> None:
+    async def run() -> None:
+        more = {"platform": ops_pb2.Platform(OS=system)} if system else {}
+        async with container(daemon, **more) as (_, call):
+            asked = init("p", "/bin/sh", "-c", "echo -n $PATH")
+            del asked.Init.Meta.env[:]
+            await call.send(asked)
+            out, ended = await outcome(call, "p")
+            assert (out, ended.Code) == (path, 0)
+
+    asyncio.run(run())
+
+
 def test_a_failed_step_can_be_looked_into(daemon: Chantierd) -> None:
     async def run() -> None:
         script = "echo changed > /etc/motd; exit 4"

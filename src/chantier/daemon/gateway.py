@@ -261,7 +261,7 @@ class Gateway:
                 request.ContainerID,
                 [(mount, self.ref_of(mount.resultID)) for mount in request.Mounts],
                 network=request.Network,
-                platform=request.platform if request.platform.Architecture else None,
+                platform=request.platform if request.HasField("platform") else None,
                 hostname=request.hostname,
                 extra_hosts=list(request.extraHosts),
             )

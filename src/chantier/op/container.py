@@ -22,6 +22,7 @@ from chantier.values import dataclass, replace
 
 from .mounts import target_of
 from .run import RunOp, _Ready, make_directory
+from .run_env import environment_of
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -35,7 +36,11 @@ Resized = Callable[[Callable[[int, int], None]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
-    """`mounts` are those of an ExecOp whose inputs are `inputs`; one of them goes to `/`."""
+    """`mounts` are those of an ExecOp whose inputs are `inputs`; one of them goes to `/`.
+
+    The architecture of `platform` has to run here. Its system only decides on a PATH: processes are this machine's, whatever
+    the tree is made for.
+    """
 
     mounts: Sequence[pb.Mount]
     inputs: Sequence[Ref | None]
@@ -86,8 +91,9 @@ class HeldContainer:
 
     def _op(self, exec: pb.ExecOp) -> RunOp:
         op = pb.Op(exec=exec)
-        if self._spec.platform is not None:
+        if self._spec.platform is not None and self._spec.platform.Architecture:
             op.platform.CopyFrom(self._spec.platform)
+            op.platform.OS = self._worker.platform.os
         return RunOp(LoadedVertex(digest="", op=op, inputs=(), metadata=pb.OpMetadata(), original=""), self._worker)
 
     async def close(self) -> bool:
@@ -115,7 +121,9 @@ class HeldContainer:
         """Run a process to its end; `resized` and `signals` are given what sets its terminal's size and signals it."""
         if not meta.args:
             raise UsageError("a process needs arguments")
-        environment = await self._op(pb.ExecOp(meta=meta, secretenv=secrets))._environment(self._job)
+        exec = pb.ExecOp(meta=meta, secretenv=secrets)
+        system = self._spec.platform.OS if self._spec.platform is not None else ""
+        environment = await environment_of(exec, self._worker, self._job, os=system)
         process = await self._worker.threaded(lambda _cancelled: self._process(meta, environment, terminal))
         if self._first is None:
 

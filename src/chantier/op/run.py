@@ -41,8 +41,9 @@ from chantier.values import dataclass
 from .agent import agent_socket
 from .emulate import runs_here
 from .mounts import Given, Stage, input_of, release_caches, stage, take_caches
+from .run_env import NO_EDITS, environment_of, secret_of
 from .run_key import cache_map_of
-from .trust import network_of, step_bundle, step_environment
+from .trust import network_of, step_bundle
 from .worker import Worker, ask, threaded
 
 if TYPE_CHECKING:
@@ -53,17 +54,6 @@ if TYPE_CHECKING:
 
     from .failed import FailedStep
 
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-_PROXIES = (
-    ("http_proxy", "HTTP_PROXY"),
-    ("https_proxy", "HTTPS_PROXY"),
-    ("ftp_proxy", "FTP_PROXY"),
-    ("no_proxy", "NO_PROXY"),
-    ("all_proxy", "ALL_PROXY"),
-)
-
-_NO_EDITS = Edits()
 _NO_PROGRAM = re.compile(r'exec(: "| /).*no such file or directory')  # what runtimes say of a program, or its interpreter
 _NO_LIMITS = b"WARNING: its limits have no effect: cgroups are not delegated to an ordinary user here (see chantier doctor)\n"
 
@@ -94,8 +84,8 @@ class RunOp:
         async with AsyncExitStack() as stack:
             place = await stack.enter_async_context(self._place())
             given = await self._given(job, inputs, place, stack)
-            edits = await self._worker.threaded(lambda _: self._edits(runtime)) if self._op.cdiDevices else _NO_EDITS
-            environment = await self._environment(job, edits)
+            edits = await self._worker.threaded(lambda _: self._edits(runtime)) if self._op.cdiDevices else NO_EDITS
+            environment = await environment_of(self._op, self._worker, job, os=self._platform.os, edits=edits)
             network = await stack.enter_async_context(self._network())
             ready = await self._worker.threaded(
                 lambda cancelled: self._set_up(job, inputs, given, place, network, cancelled, edits), _Ready.close
@@ -134,7 +124,7 @@ class RunOp:
                 raise NotFoundError(
                     f'required device "{missing}" is not registered', hint="devices are switched off: `disabled` in [cdi]"
                 )
-            return _NO_EDITS
+            return NO_EDITS
         edits = self._worker.devices.edits(wanted)
         if (edits.devices or edits.hooks) and runtime.name == "native":
             raise UnsupportedError(
@@ -158,7 +148,7 @@ class RunOp:
         sockets: dict[int, Path] = {}
         for index, mount in enumerate(self._op.mounts):
             if mount.mountType == pb.SECRET:
-                value = await _secret(job, mount.secretOpt.ID, optional=mount.secretOpt.optional)
+                value = await secret_of(job, mount.secretOpt.ID, optional=mount.secretOpt.optional)
                 if value is not None:
                     secrets[index] = value
             elif mount.mountType == pb.SSH:
@@ -183,21 +173,6 @@ class RunOp:
         take = partial(take_caches, self._worker.cache, mounts, inputs)
         return await threaded(take, pool, release_caches)
 
-    async def _environment(self, job: JobContext, edits: Edits = _NO_EDITS) -> tuple[str, ...]:
-        meta = self._op.meta
-        added = {entry.partition("=")[0] for entry in edits.env}
-        environment = [*(entry for entry in meta.env if entry.partition("=")[0] not in added), *edits.env]
-        if not any(entry.startswith("PATH=") for entry in environment):
-            environment.append(f"PATH={DEFAULT_PATH}")
-        for field, name in _PROXIES:
-            value = getattr(meta.proxy_env, field)
-            if value:
-                environment += [f"{name}={value}", f"{field}={value}"]
-        for secret in self._op.secretenv:
-            value = await _secret(job, secret.ID, optional=secret.optional)
-            environment.append(f"{secret.name}={(value or b'').decode('utf-8', 'surrogateescape')}")
-        return (*environment, *step_environment(network_of(self._worker, job.sessions), environment))
-
     @asynccontextmanager
     async def _network(self) -> AsyncIterator[str]:
         """What `Container.network` takes."""
@@ -220,7 +195,7 @@ class RunOp:
         place: Path,
         network: str,
         cancelled: Callable[[], bool],
-        edits: Edits = _NO_EDITS,
+        edits: Edits = NO_EDITS,
     ) -> _Ready:
         """In a thread: mounts, files, user, working directory."""
         meta = self._op.meta
@@ -259,7 +234,7 @@ class RunOp:
             staged.close()
             raise
 
-    def _container(self, ready: _Ready, environment: tuple[str, ...], network: str, edits: Edits = _NO_EDITS) -> Container:
+    def _container(self, ready: _Ready, environment: tuple[str, ...], network: str, edits: Edits = NO_EDITS) -> Container:
         meta, limits = self._op.meta, self._limits
         return Container(
             id=new_id(),
@@ -381,13 +356,6 @@ def make_directory(rootfs: Path, path: str, user: User) -> None:
         os.close(root)
 
 
-async def _secret(job: JobContext, id: str, *, optional: bool) -> bytes | None:
-    value = await ask(job, lambda session: session.secret(id))
-    if value is None and not optional:
-        raise NotFoundError(f"secret {id}: not found", hint=f"give it with --secret id={id},src=FILE or id={id},env=NAME")
-    return value
-
-
 def _may_have_agents(session: Session) -> bool:
     """A client behind a wire says which services it has; one in this process has them all."""
     supports = getattr(session, "supports", None)
@@ -458,4 +426,4 @@ def _files(worker: Worker) -> Files:
     return cast("Files", worker.kept("run.files", made))
 
 
-__all__ = ["DEFAULT_PATH", "RunOp", "go_quote", "make_directory"]
+__all__ = ["RunOp", "go_quote", "make_directory"]
