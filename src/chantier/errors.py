@@ -73,6 +73,7 @@ class ChantierError(Exception):
         self.sources: list[Source] = []  # where in the user's files it came from, innermost first
         self.vertex: str | None = None  # digest of the vertex that failed
         self.subject: tuple[str, int] | None = None  # ("file", action) or ("cache", input): which part of the vertex failed
+        self.failed: Any = None  # op.FailedTrees: what it was given and left, where the build asked for it
 
     def __str__(self) -> str:
         return self.brief
@@ -211,7 +212,6 @@ class StepError(ChantierError):
         super().__init__(brief, hint=hint)
         self.argv = argv
         self.exit_status = exit_status
-        self.failed: Any = None  # op.FailedStep: the state it left, where the build asked for it
 
 
 class CancelledError_(ChantierError):

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from chantier.llb import Mount, image, mkfile, scratch
-from chantier.pb import common_pb2, ops_pb2
+from chantier.llb import Mount, State, copy, image, mkdir, mkfile, scratch
+from chantier.llb.file import Owner
+from chantier.pb import common_pb2, control_pb2, ops_pb2
 from chantier.pb import gateway_pb2 as pb
 from chantier.wire import GrpcError, Stub
 
 from ..conftest import run_ok
-from .conftest import BRIDGE, Chantierd, driven
+from .conftest import BRIDGE, Chantierd, Start, driven, read_all
 
 pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.registry]
 
@@ -252,6 +253,99 @@ def test_a_failed_step_can_be_looked_into(daemon: Chantierd) -> None:
             await build.returns()
 
     asyncio.run(run())
+
+
+def solve_detail(error: GrpcError) -> Any:
+    return next(d.json() for d in error.details if d.name == "errdefs.Solve")
+
+
+async def content(build: Any, id: str, path: str) -> bytes:
+    return bytes((await build.bridge.unary("ReadFile", pb.ReadFileRequest(Ref=id, FilePath=path))).Data)
+
+
+def three_files() -> State:
+    return scratch().file(mkdir("/found", 0o700).mkfile("/found/foo", b"here", 0o600).mkfile("/notfound/foo", b"here"))
+
+
+def copied() -> State:
+    return scratch().mkfile("/base", b"old").file(copy(scratch().mkfile("/bar", b"here"), "/bar", "/notfound/baz"))
+
+
+def copied_of_an_action() -> State:
+    made = mkdir("/foo", 0o700).mkfile("/foo/bar", b"here").on(scratch())
+    return scratch().mkfile("/base", b"old").file(copy(made, "/foo/bar", "/notfound/baz"))
+
+
+def owned_by_nobody() -> State:
+    return scratch().file(mkfile("/base", b"old").mkfile("/x", b"", owner=Owner.parse("nobody-there")))
+
+
+@pytest.mark.parametrize(
+    ("state", "index", "inputs", "mounts", "seen"),
+    [
+        # What is seen where: (list of ids, number in it, path, content).
+        (three_files, 2, 0, (False, False, True), [("mountIDs", 2, "/found/foo", b"here")]),
+        (copied, 0, 2, (True,), [("inputIDs", 1, "/bar", b"here"), ("mountIDs", 0, "/base", b"old")]),
+        (
+            copied_of_an_action,
+            2,
+            1,
+            (False, True, True),
+            [("mountIDs", 1, "/foo/bar", b"here"), ("mountIDs", 2, "/base", b"old")],
+        ),
+        (owned_by_nobody, 1, 0, (True, True), [("mountIDs", 1, "/base", b"old")]),
+    ],
+)
+def test_a_failed_file_action_can_be_looked_into(
+    daemon: Chantierd, state: Any, index: int, inputs: int, mounts: tuple[bool, ...], seen: list[tuple[str, int, str, bytes]]
+) -> None:
+    async def run() -> None:
+        async with driven(daemon) as build:
+            detail = solve_detail(await refused(build.make(state().marshal(), evaluate=True)))
+            assert int(detail["file"].get("index", 0)) == index
+            assert len(detail.get("inputIDs", ())) == inputs
+            assert tuple(bool(id) for id in detail["mountIDs"]) == mounts
+            for kind, number, path, data in seen:
+                assert await content(build, detail[kind][number], path) == data
+            await build.returns()
+
+    asyncio.run(run())
+
+
+def test_a_missing_file_of_a_mount_can_be_looked_for(daemon: Chantierd) -> None:
+    async def run() -> None:
+        given = scratch().mkdir("/found").mkfile("/found/data", b"here")
+        mount = Mount(target="/src", source=given, path="/notfound", readonly=True)
+        failing = image("alpine").run(args=["true"], mounts=[mount]).root.marshal()
+        async with driven(daemon) as build:
+            error = await refused(build.make(failing, evaluate=True))
+            assert '"/notfound": not found' in error.message
+            detail = solve_detail(error)
+            assert detail["op"]["exec"]["meta"]["args"] == ["true"]
+            assert detail["cache"] == {"index": "1"}
+            assert len(detail["inputIDs"]) == 1
+            assert not detail.get("mountIDs")
+            assert await content(build, detail["inputIDs"][0], "/found/data") == b"here"
+            await build.returns()
+
+    asyncio.run(run())
+
+
+def test_what_failed_is_given_back_when_the_build_ends(start_daemon: Start) -> None:
+    async def run() -> list[Any]:
+        daemon = start_daemon()
+        async with driven(daemon) as build:
+            for state in (three_files, copied, copied_of_an_action):
+                await refused(build.make(state().marshal(), evaluate=True))
+            held = await build.control.unary("DiskUsage", control_pb2.DiskUsageRequest())
+            assert held.record
+            await build.returns()
+        async with driven(daemon) as build:
+            await build.returns()
+            await read_all(build.control, "Prune", control_pb2.PruneRequest(all=True))
+            return list((await build.control.unary("DiskUsage", control_pb2.DiskUsageRequest())).record)
+
+    assert asyncio.run(run()) == []
 
 
 def test_releasing_a_container_ends_the_processes_in_it(daemon: Chantierd) -> None:

@@ -24,7 +24,7 @@ from .containers import Processes
 from .convert import chain_message, read_result, read_warning, result_message
 from .errors import build_status
 from .policy import SourcePolicy
-from .solve_error import failed_step, solve_detail
+from .solve_error import failed_trees, solve_detail
 from .workers import GATEWAY_CAPS, caps, from_pb, llb_caps, worker_record
 
 if TYPE_CHECKING:
@@ -136,8 +136,8 @@ class Gateway:
         return build_status(err, [solve_detail(err, ref, self._kept(err))])
 
     def _kept(self, err: ChantierError) -> dict[str, list[str]]:
-        """Ids of what a failed step was given and left, by its mounts, for containers that look into it."""
-        failed = failed_step(err)
+        """Ids of what a failed operation was given and left, for containers that look into it."""
+        failed = failed_trees(err)
         if failed is None:
             return {}
         job = self.bridge.job

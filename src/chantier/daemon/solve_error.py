@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chantier.engine import EngineRef, ReadableRef
-from chantier.errors import ChantierError, StepError
+from chantier.errors import ChantierError
 from chantier.pb import ops_pb2
 from chantier.wire import Detail, json_detail
 
@@ -26,10 +26,10 @@ def solve_detail(err: ChantierError, ref: ReadableRef | None, kept: Mapping[str,
     return json_detail("errdefs.Solve", value)
 
 
-def failed_step(err: BaseException | None) -> Any | None:
-    """What is kept of the step that an error tells of (op.FailedStep)."""
+def failed_trees(err: BaseException | None) -> Any | None:
+    """What is kept of the operation that an error tells of (op.FailedTrees)."""
     while err is not None:
-        if isinstance(err, StepError) and err.failed is not None:
+        if isinstance(err, ChantierError) and err.failed is not None:
             return err.failed
         err = err.__cause__
     return None
@@ -42,4 +42,4 @@ def op_json(op: ops_pb2.Op) -> dict[str, Any]:
     return found
 
 
-__all__ = ["failed_step", "op_json", "solve_detail"]
+__all__ = ["failed_trees", "op_json", "solve_detail"]

@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step that failed, as it was when it failed: what its mounts held, and containers to look into them.
-
-Kept only where a build asked for it (`Job.keep_failed`): committing what is thrown away otherwise costs time. Every job that
-was there holds it; the last one to leave gives it back.
-"""
+"""A step that failed, as it was when it failed: what its mounts held, and containers to look into them."""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +13,7 @@ from chantier.llb.shells import NO_SHELL, NO_SHELL_HINT, shells_of
 from chantier.pb import ops_pb2 as pb
 
 from .container import ContainerSpec, HeldContainer
+from .kept import FailedTrees
 from .worker import Worker, threaded
 
 if TYPE_CHECKING:
@@ -27,17 +23,13 @@ if TYPE_CHECKING:
     from chantier.runtime import Exit
 
 
-class FailedStep:
+class FailedStep(FailedTrees):
     """`inputs` and `mounts` go by the number of the mount: what it was given, and what the step left in it."""
 
     def __init__(self, worker: Worker, op: pb.Op, inputs: Sequence[Ref | None], mounts: Sequence[Ref | None]) -> None:
+        super().__init__(inputs, mounts)
         self._worker = worker
         self._op = op
-        self.inputs = tuple(inputs)
-        self.mounts = tuple(mounts)
-        self._holders: set[str] = set()
-        self._lock = threading.Lock()
-        self._released = False
 
     @property
     def op(self) -> pb.Op:
@@ -50,24 +42,6 @@ class FailedStep:
     @property
     def meta(self) -> pb.Meta:
         return self._op.exec.meta
-
-    def hold(self, owner: str) -> bool:
-        """Keep it until `drop(owner)`; False if it was given back already."""
-        with self._lock:
-            if self._released:
-                return False
-            self._holders.add(owner)
-            return True
-
-    def drop(self, owner: str) -> None:
-        with self._lock:
-            self._holders.discard(owner)
-            if self._holders or self._released:
-                return
-            self._released = True
-        for ref in (*self.inputs, *self.mounts):
-            if ref is not None:
-                ref.release()
 
     async def open(self, sessions: Sequence[Any]) -> FailedContainer:
         """A container with the step's mounts. The caller closes it."""

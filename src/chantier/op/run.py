@@ -40,6 +40,7 @@ from chantier.values import dataclass
 
 from .agent import agent_socket
 from .emulate import runs_here
+from .kept import keepers
 from .mounts import Given, Stage, input_of, release_caches, stage, take_caches
 from .run_env import NO_EDITS, environment_of, secret_of
 from .run_key import cache_map_of
@@ -98,7 +99,7 @@ class RunOp:
             except BaseException:
                 await self._worker.threaded(lambda _cancelled: ready.close())
                 raise
-            keep = tuple(other for other in getattr(job, "jobs", ()) if other.keep_failed)
+            keep = keepers(job)
             results = await self._worker.threaded(lambda _cancelled: self._finish(ready, ended, inputs, keep), _release_all)
         return [results.get(number) for number in range(max(results, default=-1) + 1)]
 
@@ -290,9 +291,7 @@ class RunOp:
         left = ready.stage.commit_all(mounts, inputs)
         given = [ref.clone() if (ref := input_of(mount, inputs)) is not None else None for mount in mounts]
         failed = FailedStep(self._worker, self._whole, given, left)
-        for job in keep:
-            failed.hold(job.id)
-            job.failures.append(failed)
+        failed.keep_for(keep)
         return failed
 
     def _exit_error(self, ended: Exit) -> StepError:

@@ -208,7 +208,9 @@ class ActiveVertex:
                 raise
             except Exception as err:
                 if not await self.renew(((edge, value),), self._contents[index]):
-                    raise self.failed(err, "failed to compute cache key: ")
+                    failed = self.failed(err, "failed to compute cache key: ")
+                    failed.subject = failed.subject or ("cache", index)
+                    raise failed
 
     async def _run(self) -> None:
         while True:
