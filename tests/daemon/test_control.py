@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chantier.llb import image, scratch
+from chantier.llb import Mount, image, scratch
 from chantier.pb import content_pb2, health_pb2, trace_pb2
 from chantier.pb import control_pb2 as pb
 from chantier.spec import new_id
 from chantier.wire import GrpcError, Stub
 
-from .conftest import CONTENT, CONTROL, Chantierd, driven, read_all
+from ..conftest import RealRegistry, run_ok
+from .conftest import CONTENT, CONTROL, Chantierd, Start, driven, read_all
 
 pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.registry]
 
@@ -302,3 +305,26 @@ def test_what_is_said_of_the_worker(daemon: Chantierd) -> None:
             await traces.unary("Export", trace_pb2.ExportTraceServiceRequest(resource_spans=[b"x"]))
 
     asyncio.run(run())
+
+
+def test_an_inline_cache_is_exported_as_it_was_imported(start_daemon: Start, registry: RealRegistry) -> None:
+    """Keys of what was taken from a cache are those that it had: the same image again, to the byte."""
+    first = image("alpine").run(args=["sh", "-c", "echo -n foobar > const"], cwd="/wd", mounts=[Mount(target="/wd")])
+    unique = ["sh", "-c", "head -c 100 /dev/urandom | sha256sum > unique"]
+    definition = image("alpine").run(args=unique, cwd="/wd", mounts=[Mount(target="/wd", source=first.mount("/wd"))]).mount("/wd")
+    name = f"{registry.host}/cache/inline-mount:1"
+    inline = [pb.CacheOptionsEntry(Type="inline")]
+    imported = [pb.CacheOptionsEntry(Type="registry", Attrs={"ref": name})]
+    export = [pb.Exporter(Type="image", Attrs={"name": name, "push": "true"})]
+
+    async def run(daemon: Chantierd, **cache: Any) -> tuple[str, Any]:
+        ref = new_id()
+        options = pb.CacheOptions(Exports=inline, **cache)
+        answer = await solve(daemon, ref, Definition=definition.marshal(), Exporters=export, Cache=options)
+        found = json.loads(run_ok("skopeo", "inspect", "--config", "--raw", "--tls-verify=false", f"docker://{name}"))
+        return answer.ExporterResponse["containerimage.digest"], json.loads(base64.b64decode(found["moby.buildkit.cache.v0"]))
+
+    digest, keys = asyncio.run(run(start_daemon(name="one")))
+    again, keys_again = asyncio.run(run(start_daemon(name="two"), Imports=imported))
+    assert keys_again == keys
+    assert again == digest

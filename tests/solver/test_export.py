@@ -107,6 +107,25 @@ def test_an_imported_cache_is_used_and_taken_over() -> None:
     assert runs(*later) == [0, 1, 0, 0]
 
 
+def test_all_keys_that_an_import_has_of_a_result_are_taken_over() -> None:
+    """A cache has a key for each digest of the same work: who exports what was imported has to find them all."""
+    remote, world = World(), World()
+    base, top = walk(remote, remote.node("top", remote.node("base")))
+    links, record = tuple(remote.keys.parents(top.id)), top.records[0]
+    same = CacheRecord(key="same", result=record.result, created_at=record.created_at)
+    other = CacheRecord(key="other", result=base.records[0].result, created_at=1)
+    remote.keys.apply([Keep(key="same", links=links, record=same), Keep(key="other", links=links, record=other)])
+    here = world.node("top", world.node("base"))
+
+    async def main() -> list[ExportKey]:
+        async with world.solver().job("job", imports=(KeySource(keys=remote.keys, results=remote.results),)) as job:
+            with await job.build(Edge(here)) as built:
+                return await built.walk()
+
+    assert {node.id for node in run(main()) if node.final} == {top.id, "same"}
+    assert op(here).runs == 0
+
+
 def test_an_import_that_cannot_load_is_not_fatal() -> None:
     remote, world = World(), World()
     remote.build(graph(remote)[-1])

@@ -367,11 +367,23 @@ class ActiveEdge:
         return False
 
     def _adopt(self, record: CacheRecord) -> None:
-        """Bring a record of an import, and what leads to it, into the main store."""
-        key, at, writer = record.key, record.created_at, self.vertex.solver.writer
-        writer.add(*self.vertex.store.adopt(key, record.source))
-        writer.save(self.result, lambda made: (Keep(key=key, record=CacheRecord(key=key, result=made, created_at=at)),))
-        self.matched[key] = 0
+        """Bring a record of an import, and what leads to it, into the main store: under every key of ours that it has there.
+
+        A cache has one key for each digest of the same work (`CacheMap.also`); who exports again should find them all.
+        """
+        store, writer = self.vertex.store, self.vertex.solver.writer
+        theirs = tuple(key for key, source in self.matched.items() if source == record.source)
+        known = store.sources[record.source].keys.records(theirs)
+        same = [one for one in known if one.result == record.result]
+        for one in same:
+            writer.add(*store.adopt(one.key, record.source))
+
+        def changes(made: str) -> list[Keep]:
+            kept = [CacheRecord(key=one.key, result=made, created_at=one.created_at) for one in same]
+            return [Keep(key=one.key, record=one) for one in kept]
+
+        writer.save(self.result, changes)
+        self.matched.update((one.key, 0) for one in same)
         self._link()
 
     async def _follow(self, owner: ActiveEdge) -> None:
