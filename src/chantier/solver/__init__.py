@@ -17,7 +17,8 @@ and `KeyStore`.
     solver.py   active vertices by digest, jobs         keys.py      names of keys, links, the store's protocol
     job.py      one build's view; `Built`               combined.py  several key stores as one (imported caches)
     vertex.py   what is done once, and its progress     index.py     keys of what is active: merging
-    edge.py     definition key, content key, run        writer.py    writes behind the builds' back
+    edge.py     definition key, content key, run        keeping.py   results under keys, and links to them
+    probe.py    what is known by one input              writer.py    writes behind the builds' back
     flight.py   shared work and who waits for it        export.py    from a result back to all its keys
     slots.py    how many run at once                    explain.py, status.py   why, and what for
 """

@@ -7,97 +7,29 @@ Three flights, each asked for only when the one before did not settle it:
     slow   more keys: for inputs by which nothing was found, first their own slow keys, then the content of their result;
            inputs by which something was found wait meanwhile
     done   the result: a record of a key that was found, the result of an equal active edge, or a run
-
-After a content key found what the definition keys did not, links from these are stored, so that next time `fast` is enough.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import CancelledError_, ChantierError
 from chantier.progress import Warning
 
+from . import keeping
 from .explain import explain_miss
 from .flight import Flight, gather
-from .keys import DETAIL_LIMIT, Drop, Keep, KeyInfo, Link, content_key_id, fresh_key_id, is_volatile, key_id
+from .keys import Drop, Link, content_key_id, fresh_key_id, is_volatile, key_id
+from .probe import FAST, SPENT, Probe
 from .types import CacheRecord, Dep
 
 if TYPE_CHECKING:
     from .vertex import ActiveVertex
 
 _PLAIN = Dep()
-_FAST, _SLOW, _SPENT = range(3)
-
-
-class Probe:
-    """What is known by one input: the keys it has, and the keys of ours that they lead to."""
-
-    __slots__ = (
-        "_asked",
-        "_known",
-        "candidates",
-        "climb",
-        "content",
-        "content_links",
-        "contents",
-        "dep",
-        "edge",
-        "index",
-        "level",
-        "links",
-    )
-
-    def __init__(self, index: int, edge: ActiveEdge, dep: Dep, ops: Sequence[str]) -> None:
-        self.index = index
-        self.edge = edge
-        self.dep = dep
-        self.links = tuple(Link(index, op, dep.selector) for op in ops)  # of the operation, then of its further digests
-        self.content_links = tuple(Link(index, op) for op in ops) if dep.selector else self.links
-        self.level = _FAST
-        self.content = ""  # the content key, once known
-        self.contents: tuple[str, ...] = ()  # the same with what it is called elsewhere
-        self.candidates: dict[str, int] = {}  # key -> number of the store it was found in
-        self.climb: Flight | None = None  # learning by this input alone
-        self._asked: set[str] = set()
-        self._known: set[tuple[str, str]] = set()
-
-    def parents(self) -> Iterator[str]:
-        """Stored keys of the input that may be probed with."""
-        if not self.edge.opaque:
-            yield from self.edge.matched
-        yield from self.contents
-
-    def ways(self) -> list[tuple[str, Link]]:
-        """All ways by which an equal edge is found among the active ones."""
-        ways = [(key, self.links[0]) for key in self.edge.exported()]
-        if self.content:
-            ways.append((self.content, self.content_links[0]))
-        return ways
-
-    def kept(self) -> list[tuple[str, Link]]:
-        """Links to store with a result of ours: from all lasting keys of the input's result."""
-        links = [(key, link) for key, source in self.edge.matched.items() if source == 0 for link in self.links]
-        links += [(content, link) for content in self.contents for link in self.content_links]
-        return links
-
-    def missing(self, key: str) -> list[tuple[str, Link]]:
-        """Of `kept`, what does not lead to this key yet."""
-        return [pair for pair in self.kept() if (pair[0], key) not in self._known]
-
-    def look(self, edge: ActiveEdge) -> None:
-        """Follow the links of keys that were not asked for yet."""
-        store = edge.vertex.store
-        for parent in self.parents():
-            if parent not in self._asked:
-                self._asked.add(parent)
-                for link in self.content_links if parent in self.contents else self.links:
-                    for key, source in store.found((parent,), link).items():
-                        self.candidates.setdefault(key, source)
-                        self._known.add((parent, key))
 
 
 class ActiveEdge:
@@ -106,7 +38,6 @@ class ActiveEdge:
     __slots__ = (
         "_done",
         "_fast",
-        "_linked",
         "_renewal",
         "_slow",
         "_tried",
@@ -114,6 +45,7 @@ class ActiveEdge:
         "gone",
         "has_result",
         "index",
+        "linked",
         "matched",
         "merged_into",
         "names",
@@ -143,7 +75,7 @@ class ActiveEdge:
         self.has_result = False
         self.gone: CacheRecord | None = None
         self._unique = ""
-        self._linked: set[str] = set()
+        self.linked: set[str] = set()
         self._tried: set[tuple[str, str, int]] = set()
         self._fast: Flight | None = None
         self._slow: Flight | None = None
@@ -236,20 +168,9 @@ class ActiveEdge:
             for key, source in smallest.items():
                 if key not in self.matched and all(key in probe.candidates for probe in self.probes):
                     self.matched[key] = source
-            self._link()
+            keeping.link(self)
         if not self.matched:
             self.vertex.solver.index.name(self)
-
-    def _link(self) -> None:
-        """Store links from the definition keys to what content keys found."""
-        if not any(probe.level for probe in self.probes):
-            return
-        for key, source in self.matched.items():
-            if source == 0 and key not in self._linked:
-                self._linked.add(key)
-                links = tuple(link for probe in self.probes for link in probe.missing(key))
-                if links:
-                    self.vertex.solver.writer.add(Keep(key=key, links=links))
 
     # slow
 
@@ -268,7 +189,7 @@ class ActiveEdge:
     async def _escalate(self, by: Flight | None) -> bool:
         """Learn one more thing of some inputs; False if there is nothing left that could find a key."""
         lacking = [probe for probe in self.probes if not probe.candidates]
-        if any(probe.level == _SPENT for probe in lacking):
+        if any(probe.level == SPENT for probe in lacking):
             return False
         if len(lacking) > 1:
             # Each by itself: the result of one input must not wait until the keys of another are known.
@@ -277,12 +198,12 @@ class ActiveEdge:
             await gather([probe.climb for probe in lacking if probe.climb is not None], by)
             self._look()
             return True
-        todo = lacking or [probe for probe in self.probes if probe.level < _SPENT]
+        todo = lacking or [probe for probe in self.probes if probe.level < SPENT]
         if not todo:
             return False
         flights = []
         for probe in todo:
-            if probe.level == _FAST:
+            if probe.level == FAST:
                 flights.append(probe.edge.slow)
             elif probe.dep.content is not None:
                 flights.append(self.vertex.content_flight(probe.index))
@@ -295,8 +216,8 @@ class ActiveEdge:
 
     async def _climb(self, probe: Probe) -> None:
         """Learn by one input until something is found by it, or there is nothing left to learn."""
-        while not probe.candidates and probe.level < _SPENT:
-            if probe.level == _FAST:
+        while not probe.candidates and probe.level < SPENT:
+            if probe.level == FAST:
                 await gather((probe.edge.slow,), probe.climb)
             elif probe.dep.content is not None:
                 await gather((self.vertex.content_flight(probe.index),), probe.climb)
@@ -313,7 +234,7 @@ class ActiveEdge:
         if digest is not None and not probe.content:
             probe.contents = tuple(content_key_id(one) for one in digest.split())
             probe.content = probe.contents[0]
-            probe.level = _SPENT
+            probe.level = SPENT
 
     # done
 
@@ -362,29 +283,9 @@ class ActiveEdge:
             solver.skip_inputs(vertex)
             vertex.cached(reason)
             if record.source:
-                self._adopt(record)
+                keeping.adopt(self, record)
             return True
         return False
-
-    def _adopt(self, record: CacheRecord) -> None:
-        """Bring a record of an import, and what leads to it, into the main store: under every key of ours that it has there.
-
-        A cache has one key for each digest of the same work (`CacheMap.also`); who exports again should find them all.
-        """
-        store, writer = self.vertex.store, self.vertex.solver.writer
-        theirs = tuple(key for key, source in self.matched.items() if source == record.source)
-        known = store.sources[record.source].keys.records(theirs)
-        same = [one for one in known if one.result == record.result]
-        for one in same:
-            writer.add(*store.adopt(one.key, record.source))
-
-        def changes(made: str) -> list[Keep]:
-            kept = [CacheRecord(key=one.key, result=made, created_at=one.created_at) for one in same]
-            return [Keep(key=one.key, record=one) for one in kept]
-
-        writer.save(self.result, changes)
-        self.matched.update((one.key, 0) for one in same)
-        self._link()
 
     async def _follow(self, owner: ActiveEdge) -> None:
         """Take the result of an equal edge."""
@@ -399,18 +300,12 @@ class ActiveEdge:
         self.opaque = self.opaque or owner.opaque
         self.names |= owner.names
         if owner.lasting_keys:
-            self._keep_secondary(owner.lasting_keys)
+            keeping.link_to(self, owner.lasting_keys[0])
         self.matched.update(owner.matched)
         reason = f"the same work as {owner.vertex.name}"
         vertex.explain("merged", reason)
         solver.skip_inputs(vertex)
         vertex.cached(reason)
-
-    def _keep_secondary(self, keys: tuple[str, ...]) -> None:
-        """Our own inputs' keys lead to the owner's key from now on."""
-        links = [probe.kept() for probe in self.probes]
-        if links and all(links):
-            self.vertex.solver.writer.add(Keep(key=keys[0], links=tuple(link for some in links for link in some)))
 
     async def _run(self) -> None:
         vertex, solver = self.vertex, self.vertex.solver
@@ -447,60 +342,8 @@ class ActiveEdge:
         if self.index >= len(outputs):
             raise vertex.failed(ChantierError(f"{vertex.name} has {len(outputs)} outputs, output {self.index} was asked for"))
         value = outputs[self.index]
-        self._save(value)
+        keeping.save(self, value)
         self._set_result(None if value is None else value.clone())
-
-    def _save(self, value: Any) -> None:
-        """Keep the result under the key that these inputs already lead to, or under a new one."""
-        links: tuple[tuple[str, Link], ...] = ()
-        if not self.probes:
-            keys = [root for root in self.roots if not is_volatile(root)]
-        else:
-            kept = [probe.kept() for probe in self.probes]
-            if not all(kept):
-                return  # an input has no lasting key, so nobody could ever find this one
-            links = tuple(link for some in kept for link in some)
-            keys = [self._lasting_key()]
-        if not keys:
-            return
-        at = self.vertex.solver.clock()
-        infos = [self._info(key, at) for key in keys]
-
-        def changes(id: str) -> list[Keep]:
-            return [
-                Keep(key=info.id, links=links, record=CacheRecord(key=info.id, result=id, created_at=at), info=info)
-                for info in infos
-            ]
-
-        self.vertex.solver.writer.save(value, changes)
-        self.matched.update(dict.fromkeys(keys, 0))
-
-    def _lasting_key(self) -> str:
-        if lasting := self.lasting_keys:
-            return min(lasting)
-        found: set[str] | None = None
-        for probe in self.probes:
-            keys: set[str] = set()
-            for parent, link in probe.kept():
-                keys |= self.vertex.store.main.children((parent,), link)
-            found = keys if found is None else found & keys
-            if not found:
-                break
-        if found:
-            return min(found)
-        return min(self.names) if self.names and not self.vertex.ignoring else fresh_key_id()
-
-    def _info(self, key: str, at: int) -> KeyInfo:
-        vertex = self.vertex
-        detail = vertex.maps[0].detail
-        return KeyInfo(
-            id=key,
-            op=self.op_key,
-            name=vertex.name,
-            vertex=vertex.vertex.digest,
-            created_at=at,
-            detail=detail if len(detail) <= DETAIL_LIMIT else b"",
-        )
 
     # once more
 
@@ -547,4 +390,4 @@ class ActiveEdge:
             value.release()
 
 
-__all__ = ["ActiveEdge", "Probe"]
+__all__ = ["ActiveEdge"]

@@ -11,7 +11,8 @@ from chantier.values import dataclass
 from .keys import KeyInfo, is_volatile
 
 if TYPE_CHECKING:
-    from .edge import ActiveEdge, Probe
+    from .edge import ActiveEdge
+    from .probe import Probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
