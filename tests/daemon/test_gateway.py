@@ -101,6 +101,24 @@ def test_what_the_client_returns_is_the_builds_end(daemon: Chantierd) -> None:
     asyncio.run(run())
 
 
+def test_a_call_that_comes_while_the_engine_is_opened_waits_for_it(start_daemon: Start, tmp_path: Path) -> None:
+    """However long that takes: only then is the build, which was asked for at the same time, known."""
+    gate, runtime = tmp_path / "gate", tmp_path / "runtime"
+    runtime.write_text(f'#!/bin/sh\nuntil test -e {gate}; do sleep 0.1; done\nexec runc "$@"\n')
+    runtime.chmod(0o755)
+
+    async def run() -> None:
+        async with driven(start_daemon(f'[worker.oci]\nbinary = "{runtime}"')) as build:
+            ping = asyncio.create_task(build.bridge.unary("Ping", pb.PingRequest()))
+            await asyncio.sleep(8)  # longer than a build is waited for once it could be there
+            assert not ping.done()
+            gate.touch()
+            await ping
+            await build.returns()
+
+    asyncio.run(run())
+
+
 def test_calls_name_their_build(daemon: Chantierd) -> None:
     async def run() -> None:
         async with daemon.client() as channel:

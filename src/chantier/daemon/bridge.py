@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 NAME = "moby.buildkit.v1.frontend.LLBBridge"
 BUILD_ID = "buildkit-controlapi-buildid"
-_WAIT_S = 3.0
 
 
 class Bridge:
@@ -41,8 +40,9 @@ class Bridge:
         id = call.metadata.text(BUILD_ID)
         if not id:
             raise GrpcError(UNKNOWN, f"forwarding {method}: no buildid found in context")
+        await self._daemon.engine()  # Solve waits for it too
         try:
-            running = await self._daemon.builds.wait(id, _WAIT_S)
+            running = await self._daemon.builds.wait(id)
         except ChantierError as err:
             raise GrpcError(NOT_FOUND, f"forwarding {method}: {err}") from err
         return await running.gateway()

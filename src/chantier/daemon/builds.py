@@ -49,6 +49,8 @@ class Running:
             self.task.cancel()
 
 
+_EARLY_S = 6.0  # so long a call that came before its Solve waits for it
+
 LATE_S = 10.0
 """So long what a build told is kept that is in no history: stock clients ask for it beside Solve, and may be heard only when a
 short build is over."""
@@ -93,22 +95,22 @@ class Builds:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def wait(self, ref: str, seconds: float) -> Running:
+    async def wait(self, ref: str) -> Running:
         """The build, once it is there. Raises NotFound `no such job REF`."""
-        return await self._there(self.get, ref, seconds)
+        return await self._there(self.get, ref)
 
     def progress(self, ref: str) -> Progress | None:
         """Of a build that runs, or has ended just now."""
         running = self._running.get(ref)
         return self._late.get(ref) if running is None else running.progress
 
-    async def wait_progress(self, ref: str, seconds: float) -> Progress:
+    async def wait_progress(self, ref: str) -> Progress:
         """The same, once it is there. Raises NotFound `no such job REF`."""
-        return await self._there(self.progress, ref, seconds)
+        return await self._there(self.progress, ref)
 
-    async def _there(self, look: Callable[[str], T | None], ref: str, seconds: float) -> T:
+    async def _there(self, look: Callable[[str], T | None], ref: str) -> T:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(_EARLY_S):
                 while (found := look(ref)) is None:
                     await self._next()
         except TimeoutError:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 NAME = "moby.buildkit.v1.Control"
-_WAIT_STATUS_S = 6.0
 
 
 class Control:
@@ -196,7 +195,7 @@ class Control:
         if progress is None and (log := await daemon.history.log_of(ref)) is not None:
             return replay(log)
         if progress is None:
-            progress = await daemon.builds.wait_progress(ref, _WAIT_STATUS_S)
+            progress = await daemon.builds.wait_progress(ref)
         return progress.follow()
 
     async def session(self, call: ServerCall) -> None:
