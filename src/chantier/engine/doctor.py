@@ -171,20 +171,31 @@ def _cgroups(asked: _Asked) -> list[Finding]:
             )
         ]
     if this_host().user_namespace:
-        return [
-            Finding(
-                name="cgroups",
-                state=WARNING,
-                found=f"{layout}, not delegated: limits of steps have no effect",
-                fix="build as root",
-            )
-        ]
+        return [_delegated(layout)]
     base = Path("/sys/fs/cgroup") if layout == "v2" else Path("/sys/fs/cgroup/memory")
     if not os.access(base, os.W_OK):
         return [
             Finding(name="cgroups", state=WARNING, found=f"{layout}, read-only: no limits for steps", fix="mount them writable")
         ]
     return [Finding(name="cgroups", state=OK, found=layout)]
+
+
+def _delegated(layout: str) -> Finding:
+    from chantier.runtime import delegation
+
+    found = delegation.find(layout)
+    if not found.places:
+        return Finding(
+            name="cgroups", state=WARNING, found=f"{layout}, not delegated: limits of steps have no effect: {found.why}", fix=found.fix
+        )
+    where = ", ".join(str(place) for place in sorted(set(found.places.values())))
+    said = f"{layout}, delegated below {where}: limits of {', '.join(found.places)}"
+    if found.missing:
+        return Finding(name="cgroups", state=WARNING, found=f"{said}; {found.why}", fix=found.fix)
+    if found.closed:
+        said += f"; an OCI runtime sets none, it would want groups of {', '.join(found.closed)}, too"
+        return Finding(name="cgroups", state=WARNING, found=said, fix='binary = "native" in [worker.oci]')
+    return Finding(name="cgroups", state=OK, found=said)
 
 
 def _seccomp(asked: _Asked) -> list[Finding]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from chantier.errors import ChantierError, NotFoundError, StepError, UnsupportedError, UsageError
-from chantier.kernel import in_user_namespace, makedirs_in_root, open_in_root, resolve_in_root
+from chantier.kernel import makedirs_in_root, open_in_root, resolve_in_root
 from chantier.kernel.trace import point
 from chantier.llb.definition import LoadedVertex, platform_of
 from chantier.pb import ops_pb2 as pb
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from .failed import FailedStep
 
 _NO_PROGRAM = re.compile(r'exec(: "| /).*no such file or directory')  # what runtimes say of a program, or its interpreter
-_NO_LIMITS = b"WARNING: its limits have no effect: cgroups are not delegated to an ordinary user here (see chantier doctor)\n"
 
 
 class RunOp:
@@ -93,8 +92,6 @@ class RunOp:
             )
             try:
                 container = self._container(ready, environment, network, edits)
-                if self._limits.ByteSize() and in_user_namespace():
-                    job.step.log(_NO_LIMITS, 2)
                 ended = await runtime.run(container, output=lambda stream, data: job.step.log(data, stream))
             except BaseException:
                 await self._worker.threaded(lambda _cancelled: ready.close())

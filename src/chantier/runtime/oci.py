@@ -41,21 +41,28 @@ _SPARE_LOOPS = 7
 
 
 def build(
-    container: Container, host: Host, *, apparmor: str = "", selinux: str = "", process_sandbox: bool = True
+    container: Container,
+    host: Host,
+    *,
+    apparmor: str = "",
+    selinux: str = "",
+    process_sandbox: bool = True,
+    group: str = "",
 ) -> dict[str, Any]:
     """config.json. Pure but for `insecure`, which looks at the devices of this machine.
 
-    `process_sandbox` off (rootless, where a new /proc is refused) shares the pid namespace and /proc of the engine.
+    `process_sandbox` off (rootless, where a new /proc is refused) shares the pid namespace and /proc of the engine. `group` is the
+    cgroup in a user namespace, "" for none and no limits.
     """
     held = held_by(container, host)
     linux: dict[str, Any] = {
         "namespaces": _namespaces(container, host, process_sandbox),
-        "resources": _resources(container, host),
+        "resources": _resources(container, limited=not host.user_namespace or bool(group)),
         "maskedPaths": [] if container.insecure else _kept(_MASKED, process_sandbox),
         "readonlyPaths": [] if container.insecure else _kept(_READONLY, process_sandbox),
     }
-    if not host.user_namespace:
-        linux["cgroupsPath"] = cgroup_of(container)
+    if not host.user_namespace or group:
+        linux["cgroupsPath"] = group or cgroup_of(container)
     if not container.insecure:
         if host.seccomp:
             linux["seccomp"] = seccomp.profile(tuple(held["bounding"]), host.machine)
@@ -125,13 +132,14 @@ def _namespaces(container: Container, host: Host, process_sandbox: bool) -> list
 
 
 def cgroup_of(container: Container) -> str:
+    """A container's cgroup, in every hierarchy: PARENT/buildkit/ID, never above the top whatever the parent is called."""
     parent = container.cgroup_parent
     if ".slice" in parent and parent.endswith(":"):
         return parent + container.id  # systemd: `SLICE:PREFIX:NAME`
-    return os.path.join("/", parent, "buildkit", container.id)
+    return os.path.normpath("/" + f"{parent}/buildkit/{container.id}".lstrip("/"))
 
 
-def _resources(container: Container, host: Host) -> dict[str, Any]:
+def _resources(container: Container, *, limited: bool) -> dict[str, Any]:
     devices: list[dict[str, Any]]
     if container.insecure:
         devices = [{"allow": True, "type": kind, "access": "rwm"} for kind in ("c", "b")]
@@ -144,9 +152,7 @@ def _resources(container: Container, host: Host) -> dict[str, Any]:
             if node.kind != "p"
         ]
     out: dict[str, Any] = {"devices": devices}
-    if host.user_namespace:
-        return out
-    return {**out, **_limits(container.resources)}
+    return {**out, **_limits(container.resources)} if limited else out
 
 
 def _limits(limits: Resources) -> dict[str, Any]:

@@ -7,6 +7,7 @@ EXECUTOR/
     runtime         the OCI runtime's binary, if containers run from here
     state/ID        the runtime's own state
     ID/             a container's bundle, or a step's mounts and files
+  OWNER/groups/ID   cgroups of a container that lie where only its engine knows, a line each
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from .processes import kill_those
 
 _AT = "at"
 _STATE = "state"
+_GROUPS = "groups"
 _DELETE_S = 10.0
 _PAUSES_S = (0.01, 0.05, 0.2, 0.5, 0.0)
 
@@ -60,6 +62,20 @@ class Places:
         path.mkdir(mode=0o711)
         path.chmod(0o711)  # whatever the umask
         return path
+
+    def note_groups(self, id: str, groups: Sequence[Path]) -> None:
+        """What `recover` has to remove if we are killed: cgroups that it would not find. An ordinary user's are wherever he was."""
+        noted = self.owner.parent / _GROUPS
+        noted.mkdir(mode=0o700, exist_ok=True)
+        (noted / id).write_text("".join(f"{group}\n" for group in groups), encoding="utf-8", errors="surrogateescape")
+
+    def end_noted(self, id: str) -> None:
+        """Kill what runs in the groups that were noted, and remove them."""
+        _end_noted(self.owner.parent / _GROUPS / id)
+
+    def forget_groups(self, id: str) -> None:
+        """They are gone."""
+        (self.owner.parent / _GROUPS / id).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give the directory up and remove it; whatever is still mounted in it is unmounted."""
@@ -145,12 +161,23 @@ def _end_containers(owner: Path) -> None:
                 subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_DELETE_S, check=False)
     for name in {*names, *left}:
         end_cgroup(name)
+    noted = owner / _GROUPS
+    for file in noted.iterdir() if noted.is_dir() else ():
+        _end_noted(file)
+
+
+def _end_noted(file: Path) -> None:
+    end_groups([Path(line) for line in _text(file).splitlines() if line.startswith("/")])
 
 
 def end_cgroup(name: str) -> None:
     """Kill what runs in a container's cgroups and remove them; nothing if there are none."""
-    for base in cgroup_roots():
-        group = base / "buildkit" / name
+    end_groups([base / "buildkit" / name for base in cgroup_roots()])
+
+
+def end_groups(groups: Sequence[Path]) -> None:
+    """Kill what runs in some cgroups and remove them; nothing of one that is not there."""
+    for group in groups:
         if not group.is_dir():
             continue
         for pid in _text(group / "cgroup.procs").split():

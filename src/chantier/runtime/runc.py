@@ -17,7 +17,7 @@ import os
 import shutil
 import signal as signals
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +27,7 @@ from chantier.spec import new_id
 from chantier.values import dataclass, field, replace
 
 from . import oci
+from .delegation import fit, is_limited, settle
 from .host import Host, this_host
 from .output import Piped, Stdin, Terminal
 from .places import Places, end_cgroup
@@ -116,15 +117,20 @@ class Runc:
         bundle = self.places.new(container.id)
         running = _Running(container=container, bundle=bundle)
         self._running[container.id] = running
+        noted: tuple[Path, ...] = ()
         try:
-            self._describe(container, bundle)
+            if self._host.user_namespace and is_limited(container):
+                container, noted, unmet = await asyncio.to_thread(self._delegated, container)
+                if unmet:
+                    output(2, unmet.encode())
+            self._describe(container, bundle, self._group_of(container, noted))
             limited = bool(container.resources.memory)
             argv = self._command("run", "--bundle", str(bundle), "--pid-file", str(bundle / "pid"), log=bundle / "log.json")
             argv += ["--no-pivot"] if self._no_pivot else []
             argv += ["--keep"] if limited else []
             argv.append(container.id)
             code = await self._foreground(argv, running, container.process.terminal, output, stdin, started)
-            oom = limited and await asyncio.to_thread(_was_killed_for_memory, self._host, container)
+            oom = limited and await asyncio.to_thread(_was_killed_for_memory, self._host, container, noted)
             if limited:
                 await self._call("delete", "--force", container.id)
             return Exit(code=code, oom=oom, message=_complaint(bundle / "log.json") if code else "")
@@ -132,6 +138,27 @@ class Runc:
             running.ended.set()
             del self._running[container.id]
             shutil.rmtree(bundle, ignore_errors=True)
+            if noted:
+                self.places.forget_groups(container.id)
+
+    def _delegated(self, container: Container) -> tuple[Container, tuple[Path, ...], str]:
+        """An ordinary user's container as it can be limited, where its cgroups will be, and what is to be said of the rest."""
+        found = settle(self._host.cgroups)
+        container, unmet = fit(container, found, everywhere=True)
+        if not is_limited(container):
+            return container, (), unmet
+        path = oci.cgroup_of(container).lstrip("/")
+        groups = tuple(place / path for place in sorted(set(found.every)))
+        self.places.note_groups(container.id, groups)
+        return container, groups, unmet
+
+    def _group_of(self, container: Container, noted: Sequence[Path]) -> str:
+        """The `cgroupsPath` of a container in a user namespace: what is relative is relative to our own groups on v1."""
+        if not noted:
+            return ""
+        if self._host.cgroups == "v2":
+            return f"/{noted[0].relative_to(settle('v2').mount)}"
+        return oci.cgroup_of(container).lstrip("/")
 
     async def exec(
         self,
@@ -216,13 +243,14 @@ class Runc:
             start_new_session=True,
         )
 
-    def _describe(self, container: Container, bundle: Path) -> None:
+    def _describe(self, container: Container, bundle: Path, group: str) -> None:
         described = oci.build(
             container,
             self._host,
             apparmor=self._apparmor,
             selinux=self._selinux,
             process_sandbox=self._process_sandbox,
+            group=group,
         )
         # Values of secrets may stand in the environment: the bundle's reader is the runtime alone.
         fd = os.open(bundle / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -290,6 +318,7 @@ class Runc:
         if attempts >= _STUCK and running.bundle.name == running.container.id:
             await self._call("delete", "--force", running.container.id)
             await asyncio.to_thread(end_cgroup, running.container.id)
+            await asyncio.to_thread(self.places.end_noted, running.container.id)
 
     async def _kill(self, running: _Running) -> None:
         """One attempt. Killing the first process of a pid namespace kills all of them (pid_namespaces(7))."""
@@ -389,16 +418,16 @@ def _complaint(log: Path) -> str:
     return ""
 
 
-def _was_killed_for_memory(host: Host, container: Container) -> bool:
+def _was_killed_for_memory(host: Host, container: Container, delegated: Sequence[Path]) -> bool:
     """Whether the kernel killed something in the container's memory cgroup (cgroup-v2.rst memory.events, v1 memory.oom_control)."""
     base = Path("/sys/fs/cgroup") if host.cgroups == "v2" else Path("/sys/fs/cgroup/memory")
     name = "memory.events" if host.cgroups == "v2" else "memory.oom_control"
-    try:
-        text = (base / oci.cgroup_of(container).lstrip("/") / name).read_text(encoding="ascii")
-    except OSError:  # a systemd-style path, or no memory controller
-        return False
-    counts = dict(line.split(maxsplit=1) for line in text.splitlines() if " " in line)
-    return int(counts.get("oom_kill", 0)) > 0
+    for group in delegated or (base / oci.cgroup_of(container).lstrip("/"),):
+        with suppress(OSError):  # another controller's, a systemd-style path, or no memory controller
+            text = (group / name).read_text(encoding="ascii")
+            counts = dict(line.split(maxsplit=1) for line in text.splitlines() if " " in line)
+            return int(counts.get("oom_kill", 0)) > 0
+    return False
 
 
 def check_id(id: str) -> str:

@@ -6,7 +6,8 @@ none: it inherits the engine's own, in which the helper sits since it was starte
 
     HIERARCHY/PARENT/buildkit/ID
 
-On v2 a process is born into its cgroup for nothing, so every container has one there.
+On v2 a process is born into its cgroup for nothing, so every container has one there. In a user namespace only those with limits
+have groups, where these are delegated (delegation.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 from chantier.errors import UnsupportedError
 from chantier.kernel import attach_device_program
+from chantier.runtime.delegation import Delegation
 from chantier.values import dataclass
 
 _DEFAULT_RULES = (
@@ -62,16 +64,19 @@ class Groups:
 class Hierarchy:
     """The cgroup file systems of this machine, as far as they are ours to change. `name` is that of the engine's own groups."""
 
-    def __init__(self, layout: str, name: str, base: Path = Path("/sys/fs/cgroup")) -> None:
-        """`layout` is `Host.cgroups`."""
-        self.layout = layout
+    def __init__(self, layout: str, name: str, base: Path = Path("/sys/fs/cgroup"), delegated: Delegation | None = None) -> None:
+        """`layout` is `Host.cgroups`; with `delegated` groups are made there only, and for those with limits only."""
+        self.layout = layout if delegated is None else delegated.layout
         self.base = base
+        self.delegated = delegated
         self._name = name
         self.shared: tuple[str, ...] = ()
         self.devices = ""
 
     def open(self) -> None:
         """Make the engine's own group, where the helper will sit. Nothing where it may not be made."""
+        if self.delegated is not None:
+            return
         if self.layout in ("v1", "hybrid") and (self.base / "devices").is_dir():
             group = self.base / "devices" / "buildkit" / self._name
             try:
@@ -95,6 +100,12 @@ class Hierarchy:
             except OSError:
                 return
             self.devices = "v2"
+
+    def paths_of(self, spec: Mapping[str, Any]) -> list[Path]:
+        """Where the groups of a container may be, of those that are delegated."""
+        assert self.delegated is not None
+        path = _asked(spec)[0].strip("/")
+        return [place / path for place in sorted(set(self.delegated.places.values()))] if path else []
 
     def close(self) -> None:
         for group in self.shared:
@@ -129,6 +140,8 @@ class Hierarchy:
             ) from err
 
     def _mounted(self) -> str:
+        if self.delegated is not None:
+            return ""
         return "v2" if self.layout == "v2" else "" if self.layout == "none" else "v1"
 
     def _make_v1(self, path: str, wanted: Mapping[str, Mapping[str, Any]], *, insecure: bool) -> Groups:
@@ -142,6 +155,7 @@ class Hierarchy:
             names.add("cpu")
         if {"cpus", "mems"} & set(cpu):
             names.add("cpuset")
+        limiting = frozenset(names)
         if own_parent:
             names |= {"memory", "cpu", "cpuset", "pids"}
         if (insecure or own_parent) and self.devices:
@@ -151,7 +165,7 @@ class Hierarchy:
             for name in sorted(names):
                 place = self._hierarchy(name)
                 if place is None:
-                    if name in ("memory", "cpu", "cpuset") and not own_parent:
+                    if name in limiting:
                         raise OSError(errno.ENOENT, f"no {name} controller")
                     continue
                 group = place / path.strip("/")
@@ -165,7 +179,7 @@ class Hierarchy:
                 with suppress(OSError):
                     os.rmdir(group_name)
             raise
-        memory = next((group for group in made if self._controller_is(group, "memory")), "")
+        memory = next((group for group in made if self._is_of(group, "memory")), "")
         return Groups(
             own=tuple(made),
             oom=f"{memory}/memory.oom_control" if memory and wanted.get("memory") else "",
@@ -174,20 +188,24 @@ class Hierarchy:
             base=str(self.base),
         )
 
-    def _controller_is(self, group: str, name: str) -> bool:
-        return name in os.path.relpath(group, self.base).split("/")[0].split(",")
+    def _is_of(self, group: str, controller: str) -> bool:
+        place = self._hierarchy(controller)
+        return place is not None and Path(group).is_relative_to(place)
 
     def _hierarchy(self, controller: str) -> Path | None:
+        if self.delegated is not None:
+            return self.delegated.places.get(controller)
         for entry in sorted(self.base.iterdir()):
             if not entry.is_symlink() and controller in entry.name.split(","):
                 return entry
         return None
 
     def _make_v2(self, path: str, wanted: Mapping[str, Mapping[str, Any]], *, insecure: bool) -> Groups:
-        group = self.base / path.strip("/")
+        base = self.base if self.delegated is None else next(iter(self.delegated.places.values()))
+        group = base / path.strip("/")
         try:
             controllers = [name for name, asked in _v2_controllers(wanted) if asked]
-            _enable(self.base, group.parent, controllers)
+            _enable(base, group.parent, controllers)
             group.mkdir(parents=True, exist_ok=True)
         except OSError:
             if wanted:
@@ -217,7 +235,8 @@ def _from_systemd(path: str) -> str:
     slice_name, prefix, name = path.split(":", 2)
     parts = slice_name.removesuffix(".slice").split("-")
     nested = ["-".join(parts[: n + 1]) + ".slice" for n in range(len(parts))] if slice_name not in ("", "-.slice") else []
-    return "/" + "/".join([*nested, f"{prefix}-{name}.scope" if prefix else f"{name}.scope"])
+    path = "/".join([*nested, f"{prefix}-{name}.scope" if prefix else f"{name}.scope"])
+    return os.path.normpath("/" + path.lstrip("/"))
 
 
 def _make_v1_directory(top: Path, group: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from chantier.errors import NotFoundError, UnsupportedError, UsageError
 from chantier.kernel import IdRange, parse_id_map
-from chantier.runtime import oci
+from chantier.runtime import delegation, oci
 from chantier.runtime.host import Host, this_host
 from chantier.runtime.output import Stdin
 from chantier.runtime.places import Places
@@ -90,6 +90,11 @@ class Native:
         try:
             server, hierarchy = await self._ready()
             _check_ids(container.process)
+            if self._host.user_namespace and delegation.is_limited(container):
+                hierarchy = await asyncio.to_thread(self._delegated)
+                container, unmet = delegation.fit(container, hierarchy.delegated)
+                if unmet:
+                    output(2, unmet.encode())
             running.spec = self._describe(container)
             running.groups = hierarchy.inherited(running.spec) or await self._own_groups(hierarchy, running)
             plan = run_plan(
@@ -112,8 +117,17 @@ class Native:
             if running.groups.own:
                 await asyncio.to_thread(self._remove_groups, running)
 
+    def _delegated(self) -> Hierarchy:
+        """The cgroups of an ordinary user."""
+        found = delegation.settle(self._host.cgroups)
+        return Hierarchy(found.layout, "", self._cgroups, found)
+
     async def _own_groups(self, hierarchy: Hierarchy, running: _Running) -> Groups:
-        self.places.new(running.container.id)  # what `recover` looks for if we are killed
+        # What `recover` looks for if we are killed.
+        if hierarchy.delegated is None:
+            self.places.new(running.container.id)
+        else:
+            self.places.note_groups(running.container.id, hierarchy.paths_of(running.spec))
         making = asyncio.ensure_future(asyncio.to_thread(hierarchy.make, running.spec))
         cancelled = await _ended(making)
         running.groups = making.result()  # known even if we are cancelled: they have to be removed
@@ -123,6 +137,7 @@ class Native:
 
     def _remove_groups(self, running: _Running) -> None:
         running.groups.remove()  # which the monitor has done, unless it was killed
+        self.places.forget_groups(running.container.id)
         with suppress(OSError):
             os.rmdir(self.places.owner / running.container.id)
 
@@ -211,6 +226,7 @@ class Native:
             apparmor=self._apparmor,
             selinux=self._selinux,
             process_sandbox=self._process_sandbox,
+            group=oci.cgroup_of(container) if delegation.is_limited(container) else "",
         )
 
     async def _ready(self) -> tuple[Server, Hierarchy]:

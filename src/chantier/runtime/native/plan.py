@@ -119,7 +119,7 @@ def run_plan(
     _add_groups(out, groups)
     if kinds.get("network"):
         out.add("netns", kinds["network"])
-    if "cgroup" in kinds and groups.mounted == "v2":
+    if "cgroup" in kinds:
         out.add("cgroupns")
     if kinds.get("network") == "":
         out.add("loopback")
