@@ -8,13 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from chantier.kernel import userns
 
 
 def _shared() -> Any:
@@ -45,14 +47,18 @@ class Somebody:
     def uid(self) -> int:
         return int(_shared().make_user().pw_uid)
 
-    def run(self, argv: list[str], *, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, argv: list[str], *, timeout: float = 120, groups: Sequence[Path] = (), **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """Any command of his, with variables on top of those that find the package."""
         paths = _shared().python_of_the_user()[1]
-        done: subprocess.CompletedProcess[str] = _shared().as_user(argv, cwd=self.where, env={**paths, **env}, timeout=timeout)
+        done: subprocess.CompletedProcess[str] = _shared().as_user(
+            argv, cwd=self.where, env={**paths, **env}, timeout=timeout, groups=groups
+        )
         return done
 
     def __call__(
-        self, *args: str, single: bool = False, program: tuple[str, ...] = ("-m", "chantier")
+        self, *args: str, single: bool = False, program: tuple[str, ...] = ("-m", "chantier"), groups: Sequence[Path] = ()
     ) -> subprocess.CompletedProcess[str]:
         env = {
             **_shared().python_of_the_user()[1],
@@ -61,8 +67,21 @@ class Somebody:
         }
         if single:
             env["PATH"] = str(self.narrow)
-        done: subprocess.CompletedProcess[str] = _shared().as_user([self.python, *program, *args], cwd=self.where, env=env)
+        done: subprocess.CompletedProcess[str] = _shared().as_user(
+            [self.python, *program, *args], cwd=self.where, env=env, groups=groups
+        )
         return done
+
+    def inside(self, *argv: str) -> list[str]:
+        """A command as one that runs it as root of his user namespace."""
+        return [self.python, *userns.command(argv)[1:]]
+
+    def start(self, argv: list[str], groups: Sequence[Path]) -> subprocess.Popen[str]:
+        """Any command of his in some cgroups, not waited for."""
+        paths = _shared().python_of_the_user()[1]
+        env = {"PATH": os.environ["PATH"], **paths}
+        joined: list[str] = _shared().joining(groups, argv)
+        return subprocess.Popen(joined, cwd=self.where, env=env, stdout=subprocess.PIPE, text=True)
 
     def popen(self, *argv: str) -> subprocess.Popen[str]:
         user, paths = _shared().make_user(), _shared().python_of_the_user()[1]
@@ -104,6 +123,20 @@ def make_somebody() -> Iterator[Somebody]:
     made.owns(where)
     yield made
     shutil.rmtree(where, ignore_errors=True)
+
+
+def remove_group(group: Path) -> None:
+    """A cgroup and those below it, once what was killed in them is gone."""
+    _shared().remove_group(group)
+
+
+@pytest.fixture
+def groups(somebody: Somebody) -> Iterator[list[Path]]:
+    """Cgroups that are his to divide, for the commands that are started in them."""
+    with _shared().delegated() as made:
+        if not made:
+            pytest.skip("no cgroups to give")
+        yield made
 
 
 @pytest.fixture

@@ -51,11 +51,11 @@ def make_user() -> pwd.struct_passwd:
 
 
 # Into cgroups, while we may, and then another user: arguments are UID, GID, how many groups, the groups, the command.
-_JOIN = """
+_JOIN = f"""
 uid=$1 gid=$2 count=$3; shift 3
 while [ $count -gt 0 ]; do echo $$ > "$1/cgroup.procs" || exit 120; shift; count=$((count-1)); done
 # The shell in between has no capabilities left to execute what the user may not.
-exec setpriv --reuid $uid --regid $gid --clear-groups -- /bin/sh -c 'exec "$@"' as-user "$@"
+exec {shutil.which("setpriv")} --reuid $uid --regid $gid --clear-groups -- /bin/sh -c 'exec "$@"' as-user "$@"
 """
 
 
@@ -65,10 +65,14 @@ def as_user(
     """A command as the user, in cgroups of his."""
     user = make_user()
     base = {"HOME": user.pw_dir, "USER": USER, "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
-    joined = ["/bin/sh", "-c", _JOIN, "join", str(user.pw_uid), str(user.pw_gid), str(len(groups)), *map(str, groups), *argv]
     return subprocess.run(
-        joined, cwd=cwd, env={**base, **env}, capture_output=True, text=True, timeout=timeout, check=False
+        joining(groups, argv), cwd=cwd, env={**base, **env}, capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+def joining(groups: Sequence[Path], argv: Sequence[str]) -> list[str]:
+    user = make_user()
+    return ["/bin/sh", "-c", _JOIN, "join", str(user.pw_uid), str(user.pw_gid), str(len(groups)), *map(str, groups), *argv]
 
 
 @contextmanager
@@ -97,16 +101,16 @@ def delegated() -> Iterator[list[Path]]:
         yield made
     finally:
         for group in made:
-            for directory, _, _ in os.walk(group, topdown=False):
-                wait_for_the_end_of(Path(directory))
-                os.rmdir(directory)
+            remove_group(group)
 
 
-def wait_for_the_end_of(group: Path) -> None:
-    """What has been killed is counted in its cgroup until it is gone."""
+def remove_group(group: Path) -> None:
+    """A cgroup and those below it; what has been killed is counted there until it is gone."""
     end = time.monotonic() + 60
-    while (group / "cgroup.procs").read_text() and time.monotonic() < end:
-        time.sleep(0.01)
+    for directory, _, _ in os.walk(group, topdown=False):
+        while Path(directory, "cgroup.procs").read_text() and time.monotonic() < end:
+            time.sleep(0.01)
+        os.rmdir(directory)
 
 
 @cache

@@ -186,7 +186,10 @@ def _delegated(layout: str) -> Finding:
     found = delegation.find(layout)
     if not found.places:
         return Finding(
-            name="cgroups", state=WARNING, found=f"{layout}, not delegated: limits of steps have no effect: {found.why}", fix=found.fix
+            name="cgroups",
+            state=WARNING,
+            found=f"{layout}, not delegated: limits of steps have no effect: {found.why}",
+            fix=found.fix,
         )
     where = ", ".join(str(place) for place in sorted(set(found.places.values())))
     said = f"{layout}, delegated below {where}: limits of {', '.join(found.places)}"

@@ -85,9 +85,7 @@ def _mounted(text: str) -> list[_Mounted]:
         if kind in ("cgroup", "cgroup2"):
             fields = before.split(" ")
             names = tuple(word for word in options.split(",") if word not in ("rw", "ro", "xattr", "noprefix", "clone_children"))
-            names = tuple(word for word in names if "=" not in word)
-            if kind == "cgroup" and not names:
-                continue  # a hierarchy without controllers, systemd's own
+            names = tuple(word for word in names if "=" not in word or word.startswith("name="))
             found.append(_Mounted(point=Path(fields[4]), root=fields[3], controllers=names if kind == "cgroup" else ()))
     return found
 
@@ -101,19 +99,22 @@ def _place(mount: _Mounted, path: str) -> Path | None:
 
 
 def _find_v1(paths: Mapping[str, str], mounted: Sequence[_Mounted]) -> Delegation:
-    places: dict[str, Path] = {}
+    given: dict[str, Path] = {}
     every, closed = [], []
     for mount in mounted:
         path = next((path for names, path in paths.items() if set(names.split(",")) & set(mount.controllers)), "")
         place = _place(mount, path)
         if place is None or not os.access(place, os.W_OK):
-            closed += mount.controllers
+            closed += [name for name in mount.controllers if "=" not in name]  # of systemd's own none is wanted
             continue
         every.append(place)
-        places |= {name: place for name in mount.controllers if name in CONTROLLERS}
+        given |= dict.fromkeys(mount.controllers, place)
+    places = {name: given[name] for name in CONTROLLERS if name in given}
     missing = ", ".join(name for name in CONTROLLERS if name not in places)
     why = f"the groups of this process are not its user's to write to ({missing})" if missing else ""
-    return Delegation(layout="v1", places=places, every=tuple(every), closed=tuple(closed), why=why, fix=_V1_FIX if missing else "")
+    return Delegation(
+        layout="v1", places=places, every=tuple(every), closed=tuple(closed), why=why, fix=_V1_FIX if missing else ""
+    )
 
 
 def _find_v2(path: str, mounted: Sequence[_Mounted]) -> Delegation:
@@ -140,7 +141,9 @@ def _with_v2(place: Path, mount: Path, controllers: Sequence[str], *, settle: Pa
     places = {name: place for name in CONTROLLERS if name in controllers}
     missing = ", ".join(name for name in CONTROLLERS if name not in places)
     why = f"not handed down to {place}: {missing}" if missing else ""
-    return Delegation(layout="v2", places=places, every=(place,), mount=mount, settle=settle, why=why, fix=_MORE_FIX if missing else "")
+    return Delegation(
+        layout="v2", places=places, every=(place,), mount=mount, settle=settle, why=why, fix=_MORE_FIX if missing else ""
+    )
 
 
 def _is_ours(group: Path) -> bool:

@@ -12,6 +12,7 @@ EXECUTOR/
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -32,6 +33,7 @@ _AT = "at"
 _STATE = "state"
 _GROUPS = "groups"
 _DELETE_S = 10.0
+_DYING, _DYING_S = 500, 0.01  # how often, and after which pause, a group is tried to be removed
 _PAUSES_S = (0.01, 0.05, 0.2, 0.5, 0.0)
 
 
@@ -183,8 +185,14 @@ def end_groups(groups: Sequence[Path]) -> None:
         for pid in _text(group / "cgroup.procs").split():
             with suppress(OSError):
                 os.kill(int(pid), signal.SIGKILL)
-        with suppress(OSError):  # still dying: an empty group left behind costs nothing, the next recover() takes it
-            group.rmdir()
+        for _ in range(_DYING):
+            try:
+                group.rmdir()
+            except OSError as err:
+                if err.errno == errno.EBUSY:  # what was killed is counted until it is gone
+                    time.sleep(_DYING_S)
+                    continue
+            break
 
 
 def cgroup_roots() -> list[Path]:
