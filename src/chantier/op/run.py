@@ -84,7 +84,7 @@ class RunOp:
         async with AsyncExitStack() as stack:
             place = await stack.enter_async_context(self._place())
             given = await self._given(job, inputs, place, stack)
-            edits = await self._worker.threaded(lambda _: self._edits(runtime)) if self._op.cdiDevices else NO_EDITS
+            edits = await self._worker.threaded(lambda _: self._edits()) if self._op.cdiDevices else NO_EDITS
             environment = await environment_of(self._op, self._worker, job, os=self._platform.os, edits=edits)
             network = await stack.enter_async_context(self._network())
             ready = await self._worker.threaded(
@@ -113,8 +113,8 @@ class RunOp:
             )
         return self._worker.runtime
 
-    def _edits(self, runtime: Runtime) -> Edits:
-        """What the step's devices add. Raises NotFoundError for one that is not there, UnsupportedError for what cannot be done."""
+    def _edits(self) -> Edits:
+        """What the step's devices add. Raises NotFoundError for one that is not there, ConfigError for what cannot be done."""
         wanted = [(device.name, device.optional) for device in self._op.cdiDevices]
         if self._worker.devices is None:
             missing = next((name for name, optional in wanted if not optional), None)
@@ -123,13 +123,7 @@ class RunOp:
                     f'required device "{missing}" is not registered', hint="devices are switched off: `disabled` in [cdi]"
                 )
             return NO_EDITS
-        edits = self._worker.devices.edits(wanted)
-        if (edits.devices or edits.hooks) and runtime.name == "native":
-            raise UnsupportedError(
-                self._failed("the native sandbox gives no device nodes to steps and runs no hooks of devices"),
-                hint="install runc or crun, which do",
-            )
-        return edits
+        return self._worker.devices.edits(wanted)
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[Path]:

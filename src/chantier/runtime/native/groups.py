@@ -114,15 +114,15 @@ class Hierarchy:
 
     def inherited(self, spec: Mapping[str, Any]) -> Groups | None:
         """The groups of a container that needs none of its own; None if it does."""
-        path, wanted, insecure = _asked(spec)
+        path, wanted, insecure, rules = _asked(spec)
         plain = not path or os.path.dirname(path) == "/buildkit"
-        if wanted or not plain or insecure or (self.layout == "v2" and self.devices):
+        if wanted or not plain or insecure or (rules and self.devices) or (self.layout == "v2" and self.devices):
             return None
         return Groups(mounted=self._mounted(), devices=self.devices, base=str(self.base))
 
     def make(self, spec: Mapping[str, Any]) -> Groups:
         """The groups of one container, made and limited. Raises UnsupportedError if limits are asked that cannot be set."""
-        path, wanted, insecure = _asked(spec)
+        path, wanted, insecure, rules = _asked(spec)
         if not path or self.layout == "none":
             if wanted:
                 raise UnsupportedError("this machine has no cgroups to limit a step with")
@@ -130,9 +130,8 @@ class Hierarchy:
         if ":" in path:
             path = _from_systemd(path)
         try:
-            if self.layout == "v2":
-                return self._make_v2(path, wanted, insecure=insecure)
-            return self._make_v1(path, wanted, insecure=insecure)
+            make = self._make_v2 if self.layout == "v2" else self._make_v1
+            return make(path, wanted, rules, insecure=insecure)
         except OSError as err:
             raise UnsupportedError(
                 f"cannot make the cgroup {path}: {err.strerror or err}",
@@ -144,7 +143,7 @@ class Hierarchy:
             return ""
         return "v2" if self.layout == "v2" else "" if self.layout == "none" else "v1"
 
-    def _make_v1(self, path: str, wanted: Mapping[str, Mapping[str, Any]], *, insecure: bool) -> Groups:
+    def _make_v1(self, path: str, wanted: Mapping[str, Mapping[str, Any]], rules: Sequence[str], *, insecure: bool) -> Groups:
         parent = path.strip("/").removesuffix("/" + os.path.basename(path))
         own_parent = parent not in ("buildkit", "")
         names = set()
@@ -158,7 +157,7 @@ class Hierarchy:
         limiting = frozenset(names)
         if own_parent:
             names |= {"memory", "cpu", "cpuset", "pids"}
-        if (insecure or own_parent) and self.devices:
+        if (insecure or own_parent or rules) and self.devices:
             names.add("devices")
         made: list[str] = []
         try:
@@ -172,7 +171,7 @@ class Hierarchy:
                 _make_v1_directory(place, group)
                 made.append(str(group))
                 if name == "devices" and not insecure:
-                    _restrict_v1(group)
+                    _restrict_v1(group, rules)
                 _limit_v1(group, name, wanted)
         except BaseException:
             for group_name in made:
@@ -200,7 +199,7 @@ class Hierarchy:
                 return entry
         return None
 
-    def _make_v2(self, path: str, wanted: Mapping[str, Mapping[str, Any]], *, insecure: bool) -> Groups:
+    def _make_v2(self, path: str, wanted: Mapping[str, Mapping[str, Any]], rules: Sequence[str], *, insecure: bool) -> Groups:
         base = self.base if self.delegated is None else next(iter(self.delegated.places.values()))
         group = base / path.strip("/")
         try:
@@ -208,13 +207,13 @@ class Hierarchy:
             _enable(base, group.parent, controllers)
             group.mkdir(parents=True, exist_ok=True)
         except OSError:
-            if wanted:
+            if wanted or (rules and self.devices):
                 raise
             return Groups(mounted="v2", devices=self.devices, base=str(self.base))
         try:
             _limit_v2(group, wanted)
             if self.devices and not insecure:
-                _restrict_v2(group)
+                _restrict_v2(group, rules)
         except BaseException:
             with suppress(OSError):
                 group.rmdir()
@@ -223,11 +222,14 @@ class Hierarchy:
         return Groups(own=(str(group),), oom=oom, mounted="v2", devices=self.devices, base=str(self.base))
 
 
-def _asked(spec: Mapping[str, Any]) -> tuple[str, dict[str, Mapping[str, Any]], bool]:
-    """The path, the limits by controller, and whether all devices are allowed."""
+def _asked(spec: Mapping[str, Any]) -> tuple[str, dict[str, Mapping[str, Any]], bool, list[str]]:
+    """The path, the limits by controller, whether all devices are allowed, and rules for those that are beside the usual ones."""
     limits = spec["linux"].get("resources", {})
-    insecure = any(rule.get("allow") and not rule.get("major") for rule in limits.get("devices", ()))
-    return spec["linux"].get("cgroupsPath", ""), {key: limits[key] for key in ("memory", "cpu") if limits.get(key)}, insecure
+    allowed = [rule for rule in limits.get("devices", ()) if rule.get("allow")]
+    insecure = any("major" not in rule for rule in allowed)
+    rules = [f"{rule['type']} {rule['major']}:{rule['minor']} {rule['access']}" for rule in allowed if "major" in rule]
+    wanted = {key: limits[key] for key in ("memory", "cpu") if limits.get(key)}
+    return spec["linux"].get("cgroupsPath", ""), wanted, insecure, rules
 
 
 def _from_systemd(path: str) -> str:
@@ -249,8 +251,10 @@ def _make_v1_directory(top: Path, group: Path) -> None:
                 (place / name).write_text(_read(place.parent / name), encoding="ascii")
 
 
-def _restrict_v1(group: Path) -> None:
+def _restrict_v1(group: Path, more: Sequence[str] = ()) -> None:
     (group / "devices.deny").write_text("a", encoding="ascii")
+    for rule in more:
+        (group / "devices.allow").write_text(rule, encoding="ascii")
     for rule in _DEFAULT_RULES:
         with suppress(PermissionError):  # our own group has not got it either
             (group / "devices.allow").write_text(rule, encoding="ascii")
@@ -320,10 +324,10 @@ def _limit_v2(group: Path, wanted: Mapping[str, Mapping[str, Any]]) -> None:
             (group / f"cpuset.{key}").write_text(str(cpu[key]), encoding="ascii")
 
 
-def _restrict_v2(group: Path) -> None:
+def _restrict_v2(group: Path, more: Sequence[str] = ()) -> None:
     fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        attach_device_program(device_program(_DEFAULT_RULES), fd)
+        attach_device_program(device_program((*_DEFAULT_RULES, *more)), fd)
     finally:
         os.close(fd)
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from chantier.values import dataclass, field
 
 from .built import Helper, find_helper
 from .groups import Groups, Hierarchy
+from .hooked import Hooked
 from .plan import exec_plan, run_plan
 from .sandbox import Sandbox
 from .server import Server
@@ -91,11 +94,12 @@ class Native:
             server, hierarchy = await self._ready()
             _check_ids(container.process)
             if self._host.user_namespace and delegation.is_limited(container):
-                hierarchy = await asyncio.to_thread(self._delegated)
-                container, unmet = delegation.fit(container, hierarchy.delegated)
+                hierarchy, found = await asyncio.to_thread(self._delegated)
+                container, unmet = delegation.fit(container, found)
                 if unmet:
                     output(2, unmet.encode())
             running.spec = self._describe(container)
+            hooked = Hooked(container, self._bundle(running)) if container.hooks else None
             running.groups = hierarchy.inherited(running.spec) or await self._own_groups(hierarchy, running)
             plan = run_plan(
                 running.spec,
@@ -105,27 +109,46 @@ class Native:
                 ids=self._lost_ids,
                 no_pivot=self._no_pivot,
                 home=_home(container.rootfs, container.process),
+                nodes={device.path: device.host_path or device.path for device in container.devices},
+                bundle=hooked.bundle if hooked is not None else None,
             )
-            await _unbroken(sandbox.start(server, plan, stdin=stdin), sandbox)
-            await self._until_done(sandbox)
+            paused = hooked.create if hooked is not None else None
+            await _unbroken(sandbox.start(server, plan, stdin=stdin, paused=paused), sandbox)
+            async with hooked.watching(sandbox) if hooked is not None else nullcontext():
+                await self._until_done(sandbox)
             return _exit_of(sandbox, output)
         except (UsageError, UnsupportedError) as err:
             return _refused(str(err), output)
         finally:
             del self._running[container.id]
+            await sandbox.end_pause()
             sandbox.close()
-            if running.groups.own:
-                await asyncio.to_thread(self._remove_groups, running)
+            if running.groups.own or container.hooks:
+                await asyncio.to_thread(self._clean_up, running)
 
-    def _delegated(self) -> Hierarchy:
+    def _delegated(self) -> tuple[Hierarchy, delegation.Delegation]:
         """The cgroups of an ordinary user."""
         found = delegation.settle(self._host.cgroups)
-        return Hierarchy(found.layout, "", self._cgroups, found)
+        return Hierarchy(found.layout, "", self._cgroups, found), found
+
+    def _place(self, running: _Running) -> Path:
+        """The container's directory."""
+        with suppress(FileExistsError):
+            return self.places.new(running.container.id)
+        return self.places.owner / running.container.id
+
+    def _bundle(self, running: _Running) -> Path:
+        """The container's directory as hooks expect it: they look there for its root. What it holds may be secret."""
+        bundle = self._place(running)
+        fd = os.open(bundle / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(json.dumps(running.spec).encode(errors="surrogateescape"))
+        return bundle
 
     async def _own_groups(self, hierarchy: Hierarchy, running: _Running) -> Groups:
         # What `recover` looks for if we are killed.
         if hierarchy.delegated is None:
-            self.places.new(running.container.id)
+            self._place(running)
         else:
             self.places.note_groups(running.container.id, hierarchy.paths_of(running.spec))
         making = asyncio.ensure_future(asyncio.to_thread(hierarchy.make, running.spec))
@@ -135,11 +158,10 @@ class Native:
             raise asyncio.CancelledError
         return running.groups
 
-    def _remove_groups(self, running: _Running) -> None:
+    def _clean_up(self, running: _Running) -> None:
         running.groups.remove()  # which the monitor has done, unless it was killed
         self.places.forget_groups(running.container.id)
-        with suppress(OSError):
-            os.rmdir(self.places.owner / running.container.id)
+        shutil.rmtree(self.places.owner / running.container.id, ignore_errors=True)  # `close` takes what stays
 
     async def exec(
         self,

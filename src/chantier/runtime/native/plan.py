@@ -13,6 +13,10 @@ variable can hold.
     bind SOURCE TARGET REC FLAGS PROPAGATION
     node PATH KIND MAJOR MINOR MODE UID GID / symlink TO PATH
     tty UID CONSOLE, mask PATH, readonly PATH, pivot MOVE, mkdir PATH, remount TARGET FLAGS
+    pause                                  the engine has something to do before the container goes on
+    hook KIND NUMBER TIMEOUT_MS STATE STATE PATH ARGC ARG… ENV…
+                                           a program: createContainer before pivot, startContainer before the step's;
+                                           its input is the state, between whose halves stands the first process's PID
     enter PID KIND…                        instead of all these: a container that runs
     process UID GID CWD NO_NEW_PRIVILEGES UMASK
     args …, env …, groups …, caps BOUNDING PERMITTED EFFECTIVE INHERITABLE AMBIENT, rlimit NUMBER SOFT HARD
@@ -24,11 +28,14 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from chantier import kernel
 from chantier.errors import UnsupportedError, UsageError
 from chantier.runtime import capabilities
+from chantier.runtime.hooks import state
 from chantier.values import dataclass, field
 
 from .bpf import compile_filter
@@ -83,6 +90,7 @@ _IN_PROC = {
     f"/proc/{name}" for name in ("cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev")
 }
 _UMASK = 0o022
+_NO_NODES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -109,8 +117,14 @@ def run_plan(
     ids: Sequence[int] = (),
     no_pivot: bool = False,
     home: str = "",
+    nodes: Mapping[str, str] = _NO_NODES,
+    bundle: Path | None = None,
 ) -> bytes:
-    """The plan of a container. `ids` are group ids that this user namespace lacks (5 of the terminals), `home` is $HOME."""
+    """The plan of a container. `ids` are group ids that this user namespace lacks (5 of the terminals), `home` is $HOME.
+
+    `nodes` says which node of the machine a device is, by its path inside: to be bound where none can be made. `bundle` is a
+    directory with config.json, for hooks.
+    """
     out = _Words()
     kinds = {entry["type"]: entry.get("path", "") for entry in spec["linux"]["namespaces"]}
     if "pid" in kinds:
@@ -126,13 +140,16 @@ def run_plan(
     out.add("hostname", spec.get("hostname", ""))
     out.add("root", os.path.realpath(spec["root"]["path"]))
     _add_mounts(out, spec, groups, own_cgroups="cgroup" in kinds, ids=ids)
-    _add_devices(out, spec, bound=unprivileged or not groups.devices)
+    _add_devices(out, spec, nodes, bound=unprivileged or not groups.devices)
     if spec["process"].get("terminal"):
         out.add("tty", spec["process"]["user"]["uid"], 1)
     for path in spec["linux"].get("readonlyPaths") or ():
         out.add("readonly", path)
     for path in spec["linux"].get("maskedPaths") or ():
         out.add("mask", path)
+    if spec.get("hooks"):
+        assert bundle is not None
+        _add_hooks(out, spec["hooks"], bundle)
     out.add("pivot", int(no_pivot))
     out.add("mkdir", spec["process"]["cwd"])
     _add_last_flags(out, spec, unprivileged=unprivileged, devices=groups.devices)
@@ -233,20 +250,37 @@ def options_of(options: Sequence[str]) -> tuple[int, int, list[str], bool]:
     return flags, propagation, data, "bind" not in options
 
 
-def _add_devices(out: _Words, spec: Mapping[str, Any], *, bound: bool) -> None:
+def _add_devices(out: _Words, spec: Mapping[str, Any], sources: Mapping[str, str], *, bound: bool) -> None:
     """Nodes of /dev: made, or where we may not (a user namespace) or had better not, the machine's own bound in."""
-    if not any(mount["destination"] == "/dev" and mount["type"] == "tmpfs" for mount in spec["mounts"]):
-        return  # somebody put a /dev of their own there
-    nodes = [(f"/dev/{name}", "c", major, minor, 0o666, 0, 0) for name, major, minor in _DEVICES]
-    extra = spec["linux"].get("devices") or ()
-    nodes += [(d["path"], d["type"], d["major"], d["minor"], d["fileMode"], d["uid"], d["gid"]) for d in extra]
+    own = any(mount["destination"] == "/dev" and mount["type"] == "tmpfs" for mount in spec["mounts"])
+    nodes = [(f"/dev/{name}", "c", major, minor, 0o666, 0, 0) for name, major, minor in _DEVICES] if own else []
+    for d in spec["linux"].get("devices") or ():
+        path = os.path.normpath("/" + d["path"].lstrip("/"))
+        nodes.append((path, d["type"], d["major"], d["minor"], d["fileMode"], d["uid"], d["gid"]))
     for node in nodes:
-        if not bound:
+        source = sources.get(node[0], node[0])
+        if not bound or node[1] == "p":
             out.add("node", *node)
-        elif os.path.exists(node[0]):
-            out.add("bind", os.path.realpath(node[0]), node[0], 0, 0, 0)
+        elif os.path.exists(source):
+            out.add("bind", os.path.realpath(source), node[0], 0, 0, 0)
+        elif node[0] in sources:
+            raise UnsupportedError(f"the device {node[0]} cannot be made here, and this machine has no {source} to bind")
+    if not own:
+        return  # somebody put a /dev of their own there
     for to, path in _LINKS:
         out.add("symlink", to, path)
+
+
+def _add_hooks(out: _Words, hooks: Mapping[str, Any], bundle: Path) -> None:
+    """A pause for the hooks of the runtime's namespaces, and those of the container's."""
+    out.add("pause")
+    for kind, status in (("createContainer", "creating"), ("startContainer", "created")):
+        for number, hook in enumerate(hooks.get(kind, ())):
+            args = hook["args"]
+            limit_ms = int(hook.get("timeout", 0)) * 1000
+            out.add(
+                "hook", kind, number, limit_ms, *state(bundle.name, bundle, status), hook["path"], len(args), *args, *hook["env"],
+            )  # fmt: skip
 
 
 def _add_last_flags(out: _Words, spec: Mapping[str, Any], *, unprivileged: bool, devices: str) -> None:

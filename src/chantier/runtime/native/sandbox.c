@@ -15,8 +15,9 @@
  * A plan is NUL-terminated words: the name of a record, how many arguments follow, the arguments. What helper/ does in
  * Python is the same, record by record; both pass the same tests. Policy is not found here: see plan.py.
  *
- * Packets on the control socket: to us "K" kill, "S<n>" send a signal; from us "R" started (with a pidfd), "T" a terminal
- * (with its descriptor), "E<text>" could not start, "X<code> <oom>" the end.
+ * Packets on the control socket: to us "K" kill, "S<n>" send a signal, "G" go on; from us "H<pid>" the container is made and
+ * waits to go on, "R<pid>" started (with a pidfd), "T" a terminal (with its descriptor), "E<text>" could not start,
+ * "X<code> <oom>" the end.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -48,6 +49,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef PR_CAP_AMBIENT
@@ -64,8 +66,17 @@
 #ifndef SYS_close_range
 #define SYS_close_range 436
 #endif
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
+#ifndef TIOCGPTPEER
+#define TIOCGPTPEER _IO('T', 0x41)
+#endif
 #define INTO_CGROUP 0x200000000ULL
 #define PROC_MAGIC 0x9fa0
+#define DEVPTS_MAGIC 0x1cd1
+#define NO_MAGICLINKS 2
+#define NO_SYMLINKS 4
 #define LINKS 40 /* as many as the kernel follows in a path */
 
 struct record {
@@ -253,6 +264,20 @@ static const char *by_fd(int fd)
 	return names[turn];
 }
 
+/*
+ * A descriptor of what is at a path. Links of /proc that are no paths (/proc/self/cwd, fd/3) lead out of any root: where we are
+ * inside a container's they must not be followed.
+ */
+static int open_there(const char *path, int flags, uint64_t without)
+{
+	uint64_t how[3] = {(uint64_t)flags | O_CLOEXEC, 0, without};
+	int fd = (int)syscall(SYS_openat2, AT_FDCWD, path, how, sizeof how);
+
+	if (fd < 0 && (errno == ENOSYS || errno == EPERM)) /* an older kernel, or a filter that does not know it */
+		fd = open(path, flags | O_CLOEXEC);
+	return fd;
+}
+
 /* Make what is missing of a path, following links as securejoin does: also those that lead nowhere yet. */
 static void make_path(const char *path, int want_directory)
 {
@@ -322,11 +347,11 @@ static void make_path(const char *path, int want_directory)
 static int target_of(const char *path, int want_directory)
 {
 	struct statfs info;
-	int fd = open(path, O_PATH | O_CLOEXEC);
+	int fd = open_there(path, O_PATH, NO_MAGICLINKS);
 
 	if (fd < 0 && errno == ENOENT) {
 		make_path(path, want_directory);
-		fd = open(path, O_PATH | O_CLOEXEC);
+		fd = open_there(path, O_PATH, NO_MAGICLINKS);
 	}
 	if (fd < 0)
 		die(errno, "error opening mount point \"%s\"", path);
@@ -378,7 +403,7 @@ static void do_mount(char **a)
 		die(errno, "error mounting \"%s\" to rootfs at \"%s\"", a[1], a[2]);
 	close(fd);
 	if (number(a[5])) {
-		fd = open(a[2], O_PATH | O_CLOEXEC);
+		fd = open_there(a[2], O_PATH, NO_MAGICLINKS);
 		if (fd < 0)
 			die(errno, "error opening \"%s\"", a[2]);
 		apply(a[2], fd, 0, number(a[5]), 0);
@@ -391,7 +416,7 @@ static void do_bind(char **a)
 {
 	struct stat from, now;
 	const char *source = a[0] + strspn(a[0], "/");
-	int src = open(*source ? source : ".", O_PATH | O_CLOEXEC), fd;
+	int src = open_there(*source ? source : ".", O_PATH, NO_SYMLINKS), fd;
 
 	if (src < 0 || fstat(src, &from))
 		die(errno, "error mounting \"%s\" to rootfs at \"%s\"", a[0], a[1]);
@@ -402,7 +427,7 @@ static void do_bind(char **a)
 	close(src);
 	if (!number(a[3]) && !number(a[4]))
 		return;
-	fd = open(a[1], O_PATH | O_CLOEXEC);
+	fd = open_there(a[1], O_PATH, NO_MAGICLINKS);
 	if (fd < 0 || fstat(fd, &now))
 		die(errno, "error opening \"%s\"", a[1]);
 	if (now.st_dev != from.st_dev || now.st_ino != from.st_ino)
@@ -416,20 +441,25 @@ static void do_node(char **a)
 {
 	mode_t kind = *a[1] == 'b' ? S_IFBLK : *a[1] == 'p' ? S_IFIFO : S_IFCHR;
 	mode_t mode = (mode_t)number(a[4]);
+	const char *name = strrchr(a[0], '/') + 1;
+	char parent[PATH_MAX];
+	int fd;
 
-	make_path(a[0], 0); /* its directory; a file in its place is replaced */
-	unlink(a[0]);
-	if (mknod(a[0], kind | mode, makedev((unsigned)number(a[2]), (unsigned)number(a[3]))))
+	snprintf(parent, sizeof parent, "%.*s", (int)(name - a[0]), a[0]);
+	fd = target_of(parent, 1);
+	unlinkat(fd, name, 0); /* a file in its place is replaced */
+	if (mknodat(fd, name, kind | mode, makedev((unsigned)number(a[2]), (unsigned)number(a[3]))))
 		die(errno, "error creating device \"%s\"", a[0]);
-	if (lchown(a[0], (uid_t)number(a[5]), (gid_t)number(a[6])))
+	if (fchownat(fd, name, (uid_t)number(a[5]), (gid_t)number(a[6]), AT_SYMLINK_NOFOLLOW))
 		die(errno, "error giving device \"%s\" away", a[0]);
+	close(fd);
 }
 
 /* mask PATH: nothing is to be seen there; what does not exist need not be hidden */
 static void do_mask(char **a)
 {
 	struct stat info;
-	int fd = open(a[0], O_PATH | O_CLOEXEC);
+	int fd = open_there(a[0], O_PATH, NO_MAGICLINKS);
 
 	if (fd < 0) {
 		if (errno == ENOENT || errno == ENOTDIR || errno == EACCES)
@@ -458,7 +488,7 @@ static void do_mask(char **a)
 /* readonly PATH */
 static void do_readonly(char **a)
 {
-	int fd = open(a[0], O_PATH | O_CLOEXEC);
+	int fd = open_there(a[0], O_PATH, NO_MAGICLINKS);
 
 	if (fd < 0) {
 		if (errno == ENOENT || errno == ENOTDIR)
@@ -468,7 +498,7 @@ static void do_readonly(char **a)
 	if (mount(by_fd(fd), by_fd(fd), NULL, MS_BIND | MS_REC, NULL))
 		die(errno, "error making \"%s\" read-only", a[0]);
 	close(fd);
-	fd = open(a[0], O_PATH | O_CLOEXEC);
+	fd = open_there(a[0], O_PATH, NO_MAGICLINKS);
 	if (fd < 0)
 		die(errno, "error making \"%s\" read-only", a[0]);
 	apply(a[0], fd, MS_RDONLY, 0, 1);
@@ -478,7 +508,7 @@ static void do_readonly(char **a)
 /* remount TARGET FLAGS: add flags to a mount that is there */
 static void do_remount(char **a)
 {
-	int fd = open(a[0], O_PATH | O_CLOEXEC);
+	int fd = open_there(a[0], O_PATH, NO_MAGICLINKS);
 
 	if (fd < 0)
 		die(errno, "error remounting \"%s\"", a[0]);
@@ -545,29 +575,142 @@ static int terminal = -1;
 /* tty UID CONSOLE: a terminal of the container's own; its master goes to the engine */
 static void do_tty(char **a)
 {
-	char name[64];
+	struct statfs info;
 	int master, unlock = 0;
-	unsigned index;
 
-	master = open("/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
-	if (master < 0)
+	/* What else may stand there is not for us to open for writing, nor to trust the names of. */
+	master = open_there("/dev/pts/ptmx", O_PATH, NO_MAGICLINKS);
+	if (master < 0 || fstatfs(master, &info))
 		die(errno, "error opening a terminal");
-	if (ioctl(master, TIOCSPTLCK, &unlock) || ioctl(master, TIOCGPTN, &index))
+	if ((unsigned long)info.f_type != DEVPTS_MAGIC)
+		die(0, "error opening a terminal: /dev/pts is not what it should be");
+	close(master);
+	master = open_there("/dev/pts/ptmx", O_RDWR | O_NOCTTY, NO_MAGICLINKS);
+	if (master < 0 || fstatfs(master, &info))
 		die(errno, "error opening a terminal");
-	snprintf(name, sizeof name, "/dev/pts/%u", index);
-	terminal = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if ((unsigned long)info.f_type != DEVPTS_MAGIC || ioctl(master, TIOCSPTLCK, &unlock))
+		die(errno, "error opening a terminal");
+	terminal = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
 	if (terminal < 0 || fchown(terminal, (uid_t)number(a[0]), (gid_t)-1))
-		die(errno, "error opening terminal %s", name);
+		die(errno, "error opening the terminal");
 	if (number(a[1])) {
-		int fd = open("/dev/console", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY, 0600);
-		if (fd >= 0)
-			close(fd);
-		if (mount(name, "/dev/console", NULL, MS_BIND, NULL))
+		int fd = target_of("/dev/console", 0);
+		if (mount(by_fd(terminal), by_fd(fd), NULL, MS_BIND, NULL))
 			die(errno, "error mounting the console");
+		close(fd);
 	}
 	if (send_with(to_parent, "T", 1, master) < 0)
 		_exit(1);
 	close(master);
+}
+
+static long long now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (long long)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void execute_hook(struct record *hook, int input, int output, int outside)
+{
+	int argc = atoi(hook->argv[6]);
+	char **argv = calloc((size_t)argc + 1, sizeof *argv), **envp = calloc((size_t)hook->argc, sizeof *envp);
+	sigset_t none;
+
+	if (argv && envp) {
+		memcpy(argv, hook->argv + 7, sizeof *argv * (size_t)argc);
+		memcpy(envp, hook->argv + 7 + argc, sizeof *envp * (size_t)(hook->argc - 7 - argc));
+	}
+	setsid();
+	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	if (outside)
+		umask(022);
+	if (argv && envp && (!outside || (!fchdir(old_root) && !chroot(".") && !fchdir(new_root))) && dup2(input, 0) == 0 &&
+	    dup2(output, 1) == 1 && dup2(output, 2) == 2) {
+		close_from(3);
+		for (int i = 1; i < 65; i++)
+			signal(i, SIG_DFL);
+		sigemptyset(&none);
+		sigprocmask(SIG_SETMASK, &none, NULL);
+		execve(hook->argv[5], argv, envp);
+	}
+	dprintf(2, "%s: %s", hook->argv[5], reason(errno));
+	_exit(127);
+}
+
+/* hook KIND NUMBER TIMEOUT_MS STATE STATE PATH ARGC ARG... ENV...: between the halves of the state, its input, stands our PID */
+static void run_hook(struct record *hook, int outside)
+{
+	char **a = hook->argv, said[2048], state[PATH_MAX * 2], rest[512];
+	long long end = now_ms() + (long long)number(a[2]);
+	int in[2], out[2], status = 0, late = 0, size = snprintf(state, sizeof state, "%s%d%s", a[3], getpid(), a[4]);
+	size_t used = 0;
+	pid_t child;
+
+	if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC))
+		die(errno, "error running %s hook #%s", a[0], a[1]);
+	child = fork();
+	if (child == 0)
+		execute_hook(hook, in[0], out[1], outside);
+	if (child < 0)
+		die(errno, "error running %s hook #%s", a[0], a[1]);
+	close(in[0]);
+	close(out[1]);
+	if (write(in[1], state, (size_t)size) < 0 && errno != EPIPE)
+		die(errno, "error running %s hook #%s", a[0], a[1]);
+	close(in[1]);
+	for (;;) {
+		struct pollfd wait = {.fd = out[0], .events = POLLIN};
+		long long left = end - now_ms();
+		ssize_t got;
+
+		if (number(a[2]) && left <= 0) {
+			late = 1;
+			break;
+		}
+		if (poll(&wait, 1, number(a[2]) ? (int)left : -1) <= 0)
+			continue;
+		got = used < sizeof said ? read(out[0], said + used, sizeof said - used) : read(out[0], rest, sizeof rest);
+		if (got <= 0)
+			break;
+		if (used < sizeof said)
+			used += (size_t)got;
+	}
+	close(out[0]);
+	for (;;) { /* it may have closed its output before it ends */
+		pid_t ended;
+
+		late |= number(a[2]) && now_ms() >= end;
+		if (late)
+			kill(-child, SIGKILL);
+		ended = waitpid(child, &status, late || !number(a[2]) ? 0 : WNOHANG);
+		if (ended == child || (ended < 0 && errno != EINTR))
+			break;
+		if (!ended)
+			usleep(2000);
+	}
+	if (late)
+		die(0, "error running %s hook #%s: it ran past its timeout of %.1f s", a[0], a[1], (double)number(a[2]) / 1000);
+	if (status)
+		die(0, "error running %s hook #%s: %s %d, output: %.*s", a[0], a[1], WIFEXITED(status) ? "exit status" : "signal",
+		    WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status), (int)used, said);
+}
+
+/* pause: the engine has something to do before we go on */
+static void do_pause(void)
+{
+	char text[8];
+
+	if (send(to_parent, "H", 1, MSG_NOSIGNAL) < 0 || recv(to_parent, text, sizeof text, 0) != 1)
+		_exit(1);
+}
+
+static void run_hooks(const char *kind, int outside)
+{
+	for (int i = 0; i < record_count; i++)
+		if (!strcmp(records[i].op, "hook") && !strcmp(records[i].argv[0], kind))
+			run_hook(&records[i], outside);
 }
 
 static void set_up(void)
@@ -609,7 +752,10 @@ static void set_up(void)
 			do_remount(a);
 		} else if (!strcmp(op, "tty")) {
 			do_tty(a);
+		} else if (!strcmp(op, "pause")) {
+			do_pause();
 		} else if (!strcmp(op, "pivot")) {
+			run_hooks("createContainer", 1);
 			do_pivot(a);
 		} else if (!strcmp(op, "mkdir")) {
 			make_path(a[0], 1);
@@ -868,6 +1014,8 @@ static void run_step(int errors, int guarded)
 	program = look_up(argv[0], envp);
 	if (filter && quiet)
 		load_seccomp(filter);
+	if (!guarded)
+		run_hooks("startContainer", 0);
 	for (int i = 1; i < 65; i++)
 		signal(i, SIG_DFL);
 	sigemptyset(&none);
@@ -1203,6 +1351,8 @@ static void monitor(int control, int plan, int alive)
 					close(control);
 					control = -1;
 				}
+			} else if (got == 1 && text[0] == 'G') {
+				send(pair[0], text, 1, MSG_NOSIGNAL);
 			} else if (got > 1 && text[0] == 'S') {
 				text[got] = 0;
 				if (entered)
@@ -1239,6 +1389,9 @@ static void monitor(int control, int plan, int alive)
 				code = atoi(text + 1);
 			} else if (text[0] == 'R') {
 				say_begun(control, first, pidfd);
+			} else if (text[0] == 'H') {
+				int size = snprintf(text, sizeof text, "H%d", first);
+				send(control, text, (size_t)size, MSG_NOSIGNAL);
 			} else {
 				failed |= text[0] == 'E';
 				send_with(control, text, (size_t)got, count ? fd : -1);

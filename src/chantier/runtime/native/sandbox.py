@@ -8,9 +8,10 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from chantier.errors import ChantierError
 from chantier.runtime.output import Stdin, Terminal
 from chantier.runtime.types import OnOutput
 
@@ -31,6 +32,8 @@ class Sandbox:
         self._open: set[int] = set()  # streams that are being read
         self._control: socket.socket | None = None
         self._feeding: asyncio.Task[None] | None = None
+        self._paused: Callable[[int], Awaitable[None]] | None = None
+        self._pausing: asyncio.Task[None] | None = None
         self._resized: Callable[[Callable[[int, int], None]], None] | None = None
         self._stdin: Stdin | None = None
         self.terminal: Terminal | None = None
@@ -51,9 +54,13 @@ class Sandbox:
         stdin: Stdin | None = None,
         alive: int = -1,
         resized: Callable[[Callable[[int, int], None]], None] | None = None,
+        paused: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
-        """Have the plan carried out. Once this has been awaited to its end, `done` will be set whatever happens."""
-        self._stdin, self._resized = stdin, resized
+        """Have the plan carried out. Once this has been awaited to its end, `done` will be set whatever happens.
+
+        `paused` is awaited with the first process's PID where the plan pauses; if it raises, the container is killed.
+        """
+        self._stdin, self._resized, self._paused = stdin, resized, paused
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         given = [theirs.detach()]
         kept: dict[int, int] = {}
@@ -145,6 +152,8 @@ class Sandbox:
                 self.begun.set()
                 if self._started is not None:
                     self._started()
+            elif kind == b"H":
+                self._pausing = asyncio.create_task(self._pause(int(text)))
             elif kind == b"T" and fds:
                 self._take_terminal(fds.pop())
             elif kind == b"E":
@@ -154,6 +163,20 @@ class Sandbox:
                 self.code, self.oom = int(code), oom == "1"
             for fd in fds:
                 os.close(fd)
+
+    async def _pause(self, pid: int) -> None:
+        assert self._paused is not None
+        try:
+            await self._paused(pid)
+        except (ChantierError, OSError) as err:
+            self.fail(str(err))
+        else:
+            self._tell(b"G")
+
+    def fail(self, complaint: str) -> None:
+        """Kill it, for a reason."""
+        self.complaint = complaint
+        self.kill()
 
     def _take_terminal(self, master: int) -> None:
         self.terminal = Terminal(self._output, master)
@@ -180,6 +203,12 @@ class Sandbox:
         drained = self.terminal is None or self.terminal.drained.done()
         if self._control is None and not self._open and drained and not self.done.done():
             self.done.set_result(None)
+
+    async def end_pause(self) -> None:
+        """Nothing of what `paused` does goes on after this."""
+        if self._pausing is not None:
+            self._pausing.cancel()
+            await asyncio.wait((self._pausing,))
 
     def close(self) -> None:
         """After `done`, or when it was never started."""

@@ -8,6 +8,7 @@ and why things are done in this order, stands in sandbox.c; both helpers pass th
     monitor     one a container
     first       its first process, which becomes the step; the guard of a step in a container that runs
     places      the records that make a container, mounts those of its file systems
+    hooks       programs that are run meanwhile
     step        what a process gives up before its program is executed
     plan        the records
 """

@@ -10,7 +10,7 @@ import socket
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from chantier.kernel import mounts, namespaces
+from chantier.kernel import mounts, namespaces, paths
 from chantier.kernel import process as caller
 
 from . import places
@@ -57,6 +57,7 @@ def warm_up() -> None:
     caller.prctl(caller.PR_CAPBSET_READ, 0)
     caller.capget()
     mounts.file_system(3)
+    paths.has_openat2()
     Plan(b"env\0002\0A=b\0C=d\0args\0001\0true\0").find("env")
 
 

@@ -173,6 +173,9 @@ def _serve(
                         mine.send(b"S9")
                     else:
                         os.kill(first, signal.SIGKILL)
+            elif packet == b"G":
+                with suppress(OSError):  # it has ended meanwhile
+                    mine.send(packet)
             elif packet[:1] == b"S":
                 with suppress(OSError):
                     if entered:
@@ -204,6 +207,8 @@ def _serve(
                 code = int(packet[1:])
             elif packet[:1] == b"R":
                 _tell_begun(control, first, pidfd)
+            elif packet[:1] == b"H":
+                _tell(control, b"H%d" % first, [])
             else:
                 failed = failed or packet[:1] == b"E"
                 _tell(control, packet, fds)

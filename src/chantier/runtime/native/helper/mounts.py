@@ -9,6 +9,7 @@ import stat
 from contextlib import suppress
 
 from chantier.kernel import mounts as kernel
+from chantier.kernel import paths
 from chantier.kernel.namespaces import pivot_root
 
 from .plan import Refused, because
@@ -16,10 +17,18 @@ from .plan import Refused, because
 _LINKS = 40
 _PROC_MAGIC = 0x9FA0
 _RUN_FLAGS = os.O_PATH | os.O_CLOEXEC
+_DEVPTS_MAGIC = 0x1CD1
 
 
 def _by_fd(fd: int) -> str:
     return f"proc/self/fd/{fd}"
+
+
+def open_there(path: str, flags: int = _RUN_FLAGS, without: int = paths.RESOLVE_NO_MAGICLINKS) -> int:
+    """What is at a path. Links of /proc that are no paths lead out of any root: inside a container's they must not be followed."""
+    if paths.has_openat2():
+        return paths.openat2(paths.AT_FDCWD, path, flags, resolve=without)
+    return os.open(path, flags | os.O_CLOEXEC)
 
 
 def make_path(path: str, *, directory: bool) -> None:
@@ -58,13 +67,14 @@ def make_path(path: str, *, directory: bool) -> None:
         raise because(f'error creating mount point "{path}"', err) from err
 
 
-def _target(path: str, *, directory: bool) -> int:
+def place_of(path: str, *, directory: bool) -> int:
+    """A place to mount on, made if it is missing. Nothing of others may lead it into /proc."""
     try:
         try:
-            fd = os.open(path, _RUN_FLAGS)
+            fd = open_there(path)
         except FileNotFoundError:
             make_path(path, directory=directory)
-            fd = os.open(path, _RUN_FLAGS)
+            fd = open_there(path)
     except OSError as err:
         raise because(f'error opening mount point "{path}"', err) from err
     if path != "/proc" and not path.startswith("/proc/") and kernel.file_system(fd) == _PROC_MAGIC:
@@ -93,7 +103,7 @@ def mount_new(kind: str, source: str, target: str, flags: str, data: str, propag
         with suppress(FileNotFoundError):
             if not stat.S_ISDIR(os.lstat(target).st_mode):
                 raise Refused(f'filesystem "{kind}" must be mounted on ordinary directory')
-    fd = _target(target, directory=True)
+    fd = place_of(target, directory=True)
     try:
         kernel.mount(source, _by_fd(fd), kind, int(flags, 0), data)
     except OSError as err:
@@ -101,7 +111,7 @@ def mount_new(kind: str, source: str, target: str, flags: str, data: str, propag
     finally:
         os.close(fd)
     if int(propagation, 0):
-        fd = os.open(target, _RUN_FLAGS)
+        fd = open_there(target)
         _apply(target, fd, 0, int(propagation, 0), locked=False)
         os.close(fd)
 
@@ -109,15 +119,15 @@ def mount_new(kind: str, source: str, target: str, flags: str, data: str, propag
 def bind(source: str, target: str, recursive: str, flags: str, propagation: str) -> None:
     where = f'error mounting "{source}" to rootfs at "{target}"'
     try:
-        src = os.open(source.lstrip("/") or ".", _RUN_FLAGS)
+        src = open_there(source.lstrip("/") or ".", without=paths.RESOLVE_NO_SYMLINKS)
         before = os.fstat(src)
-        fd = _target(target, directory=stat.S_ISDIR(before.st_mode))
+        fd = place_of(target, directory=stat.S_ISDIR(before.st_mode))
         kernel.mount(_by_fd(src), _by_fd(fd), None, kernel.MS_BIND | int(recursive, 0))
         os.close(fd)
         os.close(src)
         if not int(flags, 0) and not int(propagation, 0):
             return
-        fd = os.open(target, _RUN_FLAGS)
+        fd = open_there(target)
         after = os.fstat(fd)
     except OSError as err:
         raise because(where, err) from err
@@ -129,18 +139,21 @@ def bind(source: str, target: str, recursive: str, flags: str, propagation: str)
 
 def node(path: str, kind: str, major: str, minor: str, mode: str, uid: str, gid: str) -> None:
     try:
-        make_path(path, directory=False)
-        os.unlink(path)
+        parent, _, name = path.rpartition("/")
+        fd = place_of(f"{parent}/", directory=True)
+        with suppress(FileNotFoundError):  # a file in its place is replaced
+            os.unlink(name, dir_fd=fd)
         types = {"b": stat.S_IFBLK, "p": stat.S_IFIFO}
-        os.mknod(path, types.get(kind[:1], stat.S_IFCHR) | int(mode, 0), os.makedev(int(major), int(minor)))
-        os.lchown(path, int(uid), int(gid))
+        os.mknod(name, types.get(kind[:1], stat.S_IFCHR) | int(mode, 0), os.makedev(int(major), int(minor)), dir_fd=fd)
+        os.chown(name, int(uid), int(gid), dir_fd=fd, follow_symlinks=False)
+        os.close(fd)
     except OSError as err:
         raise because(f'error creating device "{path}"', err) from err
 
 
 def mask(path: str) -> None:
     try:
-        fd = os.open(path, _RUN_FLAGS)
+        fd = open_there(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     except OSError as err:
@@ -163,13 +176,13 @@ def mask(path: str) -> None:
 
 def make_readonly(path: str) -> None:
     try:
-        fd = os.open(path, _RUN_FLAGS)
+        fd = open_there(path)
     except (FileNotFoundError, NotADirectoryError):
         return
     try:
         kernel.mount(_by_fd(fd), _by_fd(fd), None, kernel.MS_BIND | kernel.MS_REC)
         os.close(fd)
-        fd = os.open(path, _RUN_FLAGS)
+        fd = open_there(path)
     except OSError as err:
         raise because(f'error making "{path}" read-only', err) from err
     _apply(path, fd, kernel.MS_RDONLY, 0, locked=True)
@@ -177,9 +190,35 @@ def make_readonly(path: str) -> None:
 
 
 def remount(target: str, flags: str) -> None:
-    fd = os.open(target, _RUN_FLAGS)
+    fd = open_there(target)
     _apply(target, fd, int(flags, 0), 0, locked=True)
     os.close(fd)
+
+
+def open_ptmx() -> int:
+    """The container's own terminals. What else may stand there is not for us to open for writing, nor to trust the names of."""
+    for flags in (os.O_PATH, os.O_RDWR | os.O_NOCTTY):
+        fd = open_there("/dev/pts/ptmx", flags)
+        if kernel.file_system(fd) != _DEVPTS_MAGIC:
+            raise Refused("error opening a terminal: /dev/pts is not what it should be")
+        if flags != os.O_PATH:
+            return fd
+        os.close(fd)
+    raise AssertionError
+
+
+def bind_console(terminal: int) -> None:
+    fd = place_of("/dev/console", directory=False)
+    kernel.mount(_by_fd(terminal), _by_fd(fd), None, kernel.MS_BIND)
+    os.close(fd)
+
+
+def leave() -> None:
+    """Out of the container's root again, to where its files are as the machine sees them: for a process of the machine's."""
+    old, new = _roots
+    os.fchdir(old)
+    os.chroot(".")
+    os.fchdir(new)
 
 
 _roots: list[int] = []
@@ -201,9 +240,7 @@ def enter_root(path: str) -> None:
 def pivot(move: str) -> None:
     old, new = _roots
     try:
-        os.fchdir(old)
-        os.chroot(".")
-        os.fchdir(new)
+        leave()
         if int(move):
             kernel.mount(".", "/", None, kernel.MS_MOVE)
             os.chroot(".")

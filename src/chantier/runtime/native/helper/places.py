@@ -11,13 +11,13 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 
-from chantier.kernel import mounts as kernel
 from chantier.kernel import namespaces
 
 from . import mounts
+from .hooks import run_hooks
 from .plan import Plan, Refused, because
 
-_TIOCSPTLCK, _TIOCGPTN = 0x40045431, 0x80045430
+_TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
@@ -66,15 +66,12 @@ _SET_UP: dict[str, Callable[..., None]] = {
 
 def open_terminal(uid: str, console: str, parent: socket.socket) -> int:
     try:
-        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        master = mounts.open_ptmx()
         fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
-        index = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, struct.pack("I", 0)))[0]
-        name = f"/dev/pts/{index}"
-        slave = os.open(name, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         os.fchown(slave, int(uid), -1)
         if int(console):
-            os.close(os.open("/dev/console", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600))
-            kernel.mount(name, "/dev/console", None, kernel.MS_BIND)
+            mounts.bind_console(slave)
     except OSError as err:
         raise because("error opening a terminal", err) from err
     socket.send_fds(parent, [b"T"], [master])
@@ -89,7 +86,13 @@ def set_up(plan: Plan, parent: socket.socket) -> int:
     for name, args in plan.records:
         if name == "tty":
             terminal = open_terminal(args[0], args[1], parent)
+        elif name == "pause":
+            parent.send(b"H")
+            if parent.recv(8) != b"G":  # the monitor is gone
+                os._exit(1)
         elif name in _SET_UP:
+            if name == "pivot":
+                run_hooks(plan, "createContainer", outside=True)
             try:
                 _SET_UP[name](*args)
             except OSError as err:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from chantier.kernel import process as caller
 
+from .hooks import run_hooks
 from .plan import Plan, Refused, because, reason
 
 
@@ -164,6 +165,8 @@ def run_step(plan: Plan, terminal: int, monitor: socket.socket | None = None) ->
     path = _look_up(args[0], environment)
     if program and quiet:
         caller.load_seccomp(program)
+    if monitor is not None:
+        run_hooks(plan, "startContainer", outside=False)
     for number in range(1, 65):
         with suppress(OSError, ValueError):  # those that cannot be changed
             signal.signal(number, signal.SIG_DFL)
