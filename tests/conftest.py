@@ -76,7 +76,7 @@ class RealRegistry:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 def start_registry(directory: Path, extra: str = "", *, port: int | None = None) -> RealRegistry:
@@ -123,7 +123,7 @@ def start_docker(directory: Path, *args: str) -> Iterator[str]:
         yield address
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
         for namespace in (directory / "exec/netns").glob("*"):  # dockerd leaves its own mounted
             subprocess.run(["umount", "-l", str(namespace)], capture_output=True, check=False)
 

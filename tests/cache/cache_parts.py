@@ -49,7 +49,7 @@ class FakeFetcher:
         if source in self.broken:
             raise self.broken[source]
         if self.meet is not None:
-            self.meet.wait(5)
+            self.meet.wait(60)
         data = self.blobs.get(descriptor.digest)
         if data is None:
             raise RegistryError(f"no blob {descriptor.digest}")

@@ -59,7 +59,7 @@ def run() -> Iterator[Run]:
         scenario(Path(name))  # fills this process's fetcher, too
     yield ask
     stdin.close()
-    server.wait(10)
+    server.wait(60)
 
 
 def reopen_and_check(path: Path) -> None:

@@ -55,7 +55,7 @@ def test_packing_is_done_once(home: Home) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert trees == [first] * 4
     assert len(list(home.root.blobs.walk())) == 1
 

@@ -164,7 +164,7 @@ def test_pruning_while_building_never_hurts(home: Home) -> None:
             merged.release()
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(60)
     assert trouble == []
     home.cache.prune(ALL)
     assert check(home.root, home.snapshots, deep=True) == []

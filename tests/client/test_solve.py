@@ -117,7 +117,7 @@ async def served(path: Path, daemon: Daemon) -> AsyncIterator[Channel]:
 def ran(path: Path, daemon: Daemon, call: SolveCall, recorder: Recorder | None = None, **more: Any) -> Answer:
     async def run() -> Answer:
         async with served(path, daemon) as channel:
-            return await asyncio.wait_for(Solving(channel, call, "session", recorder or Recorder(), **more).run(), 30)
+            return await asyncio.wait_for(Solving(channel, call, "session", recorder or Recorder(), **more).run(), 60)
 
     return asyncio.run(run())
 
@@ -221,11 +221,11 @@ def test_cancelling_cancels_the_daemons_build(tmp_path: Path) -> None:
     async def run() -> None:
         async with served(tmp_path, daemon) as channel:
             build = asyncio.create_task(Solving(channel, called(), "session", Recorder()).run())
-            await asyncio.wait_for(daemon.driven.wait(), 20)
+            await asyncio.wait_for(daemon.driven.wait(), 60)
             build.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await build
-            await asyncio.wait_for(daemon.ended.wait(), 20)
+            await asyncio.wait_for(daemon.ended.wait(), 60)
 
     asyncio.run(run())
     assert daemon.cancelled

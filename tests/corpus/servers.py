@@ -262,7 +262,7 @@ def _sshd(work: Path, repositories: Path) -> Iterator[tuple[int, Path | None, Pa
         yield port, place / "user", known
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 __all__ = ["FILES", "PLAIN", "TOKEN", "Servers", "serving"]

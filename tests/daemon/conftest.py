@@ -43,7 +43,7 @@ class Chantierd:
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
 
-    def wait_for(self, text: str, seconds: float = 15) -> None:
+    def wait_for(self, text: str, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while text not in self.log:
             if self.process.poll() is not None or time.monotonic() > end:
@@ -57,7 +57,7 @@ class Chantierd:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(20)
+            return self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise

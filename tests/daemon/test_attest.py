@@ -34,7 +34,7 @@ def statements(registry: RealRegistry, name: str) -> list[dict[str, Any]]:
 
     def get(path: str) -> Any:
         request = urllib.request.Request(f"http://{registry.host}/v2/{name}/{path}", headers={"Accept": accept})
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
     entry = get("manifests/latest")["manifests"][-1]

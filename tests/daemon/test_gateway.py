@@ -176,7 +176,7 @@ async def outcome(call: Any, id: str) -> tuple[bytes, Any]:
     """All that a process wrote, and its exit."""
     out, ended = b"", None
     while True:
-        message = await asyncio.wait_for(call.read(), 30)
+        message = await asyncio.wait_for(call.read(), 60)
         assert message is not None
         if message.ProcessID != id:
             continue

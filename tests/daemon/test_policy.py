@@ -200,11 +200,11 @@ def test_a_verifier_asks_and_decides(daemon: Chantierd) -> None:
                 tunnel = Tunnel(call, server.attach, control_pb2.BytesMessage)
                 carrying = asyncio.create_task(tunnel.run())
                 good = control_pb2.SolveRequest(Ref=new_id(), Definition=image("alpine").marshal(), SourcePolicySession=session)
-                await control.unary("Solve", good, timeout_s=30)
+                await control.unary("Solve", good, timeout_s=60)
                 assert seen == [(ALPINE, False), (ALPINE, True)]
                 bad = control_pb2.SolveRequest(Ref=new_id(), Definition=image("bad").marshal(), SourcePolicySession=session)
                 with pytest.raises(GrpcError) as caught:
-                    await control.unary("Solve", bad, timeout_s=30)
+                    await control.unary("Solve", bad, timeout_s=60)
                 identifier = "docker-image://docker.io/library/bad:latest"
                 assert caught.value.message == f'source "{identifier}" not allowed by policy: action DENY'
                 detail = next(d for d in caught.value.details if d.name == "policysession.DecisionResponse")
@@ -228,7 +228,7 @@ def test_a_verifier_may_wait_for_one_source_before_another(daemon: Chantierd) ->
 
         async def check(request: ps.CheckPolicyRequest, call: Any) -> ps.CheckPolicyResponse:
             if request.Source.Source.identifier == ALPINE:
-                await asyncio.wait_for(second.wait(), 20)
+                await asyncio.wait_for(second.wait(), 60)
             else:
                 second.set()
             return ps.CheckPolicyResponse(decision=ps.DecisionResponse())

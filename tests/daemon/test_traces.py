@@ -68,14 +68,14 @@ def by_http() -> Iterator[tuple[str, Got]]:
 
 async def export(address: str) -> None:
     async with dial(address) as channel:
-        await channel.unary(f"/{TRACE_NAME}/Export", SPANS, trace_pb2.ExportTraceServiceResponse, timeout_s=10)
+        await channel.unary(f"/{TRACE_NAME}/Export", SPANS, trace_pb2.ExportTraceServiceResponse, timeout_s=60)
 
 
 def test_to_a_collector_of_grpc(start_daemon: Start, by_grpc: tuple[str, Got]) -> None:
     endpoint, got = by_grpc
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_HEADERS": "x-tenant=a%20b, x-other=2"}
     asyncio.run(export(start_daemon(env=env).address))
-    metadata, raw = got.get(timeout=20)
+    metadata, raw = got.get(timeout=60)
     assert trace_pb2.ExportTraceServiceRequest.FromString(raw) == SPANS
     assert (metadata["x-tenant"], metadata["x-other"]) == ("a b", "2")
 
@@ -84,7 +84,7 @@ def test_to_a_collector_of_http(start_daemon: Start, by_http: tuple[str, Got]) -
     endpoint, got = by_http
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
     asyncio.run(export(start_daemon(env=env).address))
-    headers, raw = got.get(timeout=20)
+    headers, raw = got.get(timeout=60)
     assert (headers[":path"], headers["content-type"]) == ("/v1/traces", "application/x-protobuf")
     assert trace_pb2.ExportTraceServiceRequest.FromString(raw) == SPANS
 

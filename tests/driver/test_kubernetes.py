@@ -190,7 +190,7 @@ def test_grpc_over_exec_and_a_pod_that_dies(tmp_path: Path) -> None:
             start = time.monotonic()
             await asyncio.to_thread(cluster.kill, one.pod)
             with pytest.raises(ChantierError, match=f"pod {one.pod}"):
-                await asyncio.wait_for(waiting, 20)
+                await asyncio.wait_for(waiting, 60)
             assert time.monotonic() - start < 10
         await one.close()
         with contextlib.suppress(Exception):

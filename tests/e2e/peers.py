@@ -74,4 +74,4 @@ def start_engine(directory: Path, config: Mapping[str, object] | None = None) ->
         yield engine
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)

@@ -44,7 +44,7 @@ class Pushed:
 
     def get(self, path: str) -> Any:
         request = urllib.request.Request(f"http://{self.host}/v2/{self.name}/{path}", headers={"Accept": _ACCEPT})
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
     def of(self, digest: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

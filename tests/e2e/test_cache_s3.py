@@ -39,7 +39,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     client(address).create_bucket(Bucket="caches")
     yield address
     process.terminate()
-    process.wait(10)
+    process.wait(60)
 
 
 def client(address: str) -> Any:

@@ -297,7 +297,7 @@ def test_interrupting_kills_the_step_within_a_second(buildx: Buildx, tmp_path: P
         assert time.monotonic() - began < 1.5, "the step still runs"
         time.sleep(0.02)
     process.stderr.read()
-    assert process.wait(10) != 0
+    assert process.wait(60) != 0
     assert not asyncio.run(report(daemon))["builds"]
 
 

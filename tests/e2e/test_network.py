@@ -125,7 +125,7 @@ def test_a_killed_daemons_networks_are_given_back(
     address = _address_said(build, net)
     assert len(net.ports()) == 1 and net.leased() == ([address] if mode == "cni" else [])
     daemon.signal(signal.SIGKILL)
-    daemon.process.wait(10)
+    daemon.process.wait(60)
     build.communicate(timeout=60)
     assert len(net.ports()) == 1
     again = start(start_daemon, net, mode)
@@ -136,7 +136,7 @@ def test_a_killed_daemons_networks_are_given_back(
 def test_a_configuration_that_cannot_work_is_said_at_the_start(tmp_path: Path, start_daemon: Start) -> None:
     def refused(name: str, extra: str, *flags: str) -> str:
         with suppress(AssertionError):  # it may end before it listens, or after
-            start_daemon(extra, *flags, name=name).process.wait(20)
+            start_daemon(extra, *flags, name=name).process.wait(60)
         return (tmp_path / f"{name}.log").read_text()
 
     said = refused("d", "", "--oci-worker-net=cni", "--oci-cni-config-path=/no/such.conflist")

@@ -147,7 +147,7 @@ class Screen:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(60)
         os.close(self.master)
 
     def type(self, text: str) -> None:
@@ -175,7 +175,7 @@ def test_a_shell_on_a_terminal(door: dict[str, Any], chantier: Command, tmp_path
     screen.until(r"kept\r\n/dev/pts/\d+")
     screen.type("echo a$((40+2))z; exit 5\r")
     screen.until("a42z")
-    assert screen.process.wait(30) == 1  # the build's own end, whatever the shell did
+    assert screen.process.wait(60) == 1  # the build's own end, whatever the shell did
 
 
 def test_a_shell_needs_a_terminal(chantier: Command) -> None:

@@ -161,7 +161,7 @@ def test_an_interrupt_stops_the_step(command: Command, daemon: Chantierd, tmp_pa
             assert process.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
     text = (tmp_path / "log").read_text()
     assert "CANCELED" in text and "Traceback" not in text
 
@@ -180,7 +180,7 @@ def test_a_daemon_that_dies_is_named(command: Command, tmp_path: Path, registry:
                 assert process.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
                 time.sleep(0.05)
             daemon.process.kill()
-            assert process.wait(20) == 1
+            assert process.wait(60) == 1
         text = (tmp_path / "log").read_text()
         assert f"connection to {daemon.address} ended" in text or f"session was lost: {daemon.address}" in text
     finally:

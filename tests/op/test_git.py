@@ -58,7 +58,7 @@ class Remote:
             self.port = s.getsockname()[1]
         command = ["git", "daemon", "--reuseaddr", "--export-all", "--listen=127.0.0.1", f"--port={self.port}"]
         self.daemon = subprocess.Popen([*command, f"--base-path={root}"], env=ENV, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -98,7 +98,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
     made.commit("one", b="b")
     yield made
     made.daemon.terminate()
-    made.daemon.wait(5)
+    made.daemon.wait(60)
 
 
 def op(bench: Bench, url: str, ref: str = "", **attrs: str) -> GitOp:

@@ -547,7 +547,7 @@ def test_cancelling_while_waiting_for_a_cache_mount(shop: Shop) -> None:
         assert not waiting.done()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(waiting, 2)
+            await asyncio.wait_for(waiting, 60)
         held.release()
 
     asyncio.run(work())

@@ -207,11 +207,11 @@ def _real(folder: Path, top: dict[str, Any], http: dict[str, Any], login: Login 
         yield Server(f"127.0.0.1:{port}", "", login)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 15
+    end = time.monotonic() + 60
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()

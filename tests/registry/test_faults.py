@@ -201,7 +201,7 @@ def test_no_such_name(client: Make) -> None:
 
 
 def test_a_server_that_hangs(fake: FakeRegistry, client: Make, image: Descriptor) -> None:
-    fake.fail("hang", seconds=1.5, times=-1)
+    fake.fail("hang", seconds=600, times=-1)
     registry = client(f'[chantier.registry."{fake.authority}"]\nresponseTimeout = "50ms"\n')
     with pytest.raises(RegistryError, match="i/o timeout"):
         registry.resolve(ref(fake))
@@ -210,17 +210,17 @@ def test_a_server_that_hangs(fake: FakeRegistry, client: Make, image: Descriptor
 @pytest.mark.parametrize("where", ["answer", "body", "wait"])
 def test_cancellation(fake: FakeRegistry, client: Make, image: Descriptor, where: str) -> None:
     if where == "answer":
-        fake.fail("hang", path="/blobs/", seconds=3, times=-1)
+        fake.fail("hang", path="/blobs/", seconds=600, times=-1)
     elif where == "body":
-        fake.fail("slow", path="/blobs/", seconds=3, times=-1)
+        fake.fail("slow", path="/blobs/", seconds=600, times=-1)
     else:
-        fake.fail("status", path="/blobs/", status=503, headers={"Retry-After": "30"}, times=-1)
+        fake.fail("status", path="/blobs/", status=503, headers={"Retry-After": "55"}, times=-1)
     stop = threading.Event()
     threading.Timer(0.15, stop.set).start()
     began = time.monotonic()
     with pytest.raises(CancelledError_):
         client().fetch_blob(ref(fake), image, Memory(), cancelled=stop.is_set)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 50
 
 
 def test_many_pulls_at_a_fault_rate(fake: FakeRegistry, client: Make) -> None:
@@ -269,14 +269,12 @@ def test_fall_through(fake: FakeRegistry, client: Make, image: Descriptor, troub
         elif trouble == "dead":
             mirror.close()
         registry = client(mirrored_config)
-        began = time.monotonic()
         assert registry.resolve(ref(fake)).descriptor.digest == fake.repository("app").tags["1"]
         how, writer = fetched(registry, fake, image)
         assert how.host == fake.authority
         assert writer.restarts == (1 if trouble == "wrong" else 0)
         data, _ = registry.manifest(ref(fake), fake.repository("app").tags["1"])
         assert digest_of(data) == fake.repository("app").tags["1"]
-        assert time.monotonic() - began < 1
         assert trouble == "dead" or mirror.count() >= 3
 
 
@@ -359,15 +357,16 @@ def test_four_blobs_at_a_time_and_one_for_metadata(fake: FakeRegistry, client: M
     layers = [os.urandom(1000) for _ in range(12)]
     described = [fake.add_blob("app", layer) for layer in layers]
     fake.add_image("app", "1", [b"x"])
-    fake.delay_s = 0.1
+    fake.delay_s = 3
     registry = client()
     threads = [threading.Thread(target=registry.fetch_blob, args=(ref(fake), d, Memory())) for d in described]
     for thread in threads:
         thread.start()
-    time.sleep(0.05)
-    began = time.monotonic()
+    while fake.count("GET", "/blobs/") < 4:
+        time.sleep(0.01)
     registry.manifest(ref(fake), fake.repository("app").tags["1"])
-    assert time.monotonic() - began < 0.1  # did not wait for a blob's place
+    assert fake.count("GET", "/blobs/") == 4  # did not wait for a blob's place
+    fake.delay_s = 0.1
     for thread in threads:
         thread.join()
     assert fake.peak_blobs == 4
@@ -376,7 +375,7 @@ def test_four_blobs_at_a_time_and_one_for_metadata(fake: FakeRegistry, client: M
 
 def test_other_concurrency(fake: FakeRegistry, client: Make) -> None:
     described = [fake.add_blob("app", os.urandom(1000)) for _ in range(6)]
-    fake.delay_s = 0.05
+    fake.delay_s = 0.3
     registry = client("[system]\nmaxRegistryConcurrency = 2\n")
     threads = [threading.Thread(target=registry.fetch_blob, args=(ref(fake), d, Memory())) for d in described]
     for thread in threads:

@@ -27,7 +27,7 @@ class Queue:
         def run() -> None:
             with self.limiter.place(domain, owner=owner, metadata=metadata):
                 self.order.append(name)
-                self.gates[name].wait(5)
+                self.gates[name].wait(60)
 
         thread = threading.Thread(target=run)
         thread.start()
@@ -46,7 +46,7 @@ class Queue:
             self.until(lambda: len(self.order) > known)
 
     def until(self, what: object) -> None:
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not what():  # type: ignore[operator]
             assert time.monotonic() < end
             time.sleep(0.001)
@@ -55,7 +55,7 @@ class Queue:
         for gate in self.gates.values():
             gate.set()
         for thread in self.threads:
-            thread.join(5)
+            thread.join(60)
 
 
 def test_a_place_is_kept_for_metadata() -> None:

@@ -180,7 +180,7 @@ def test_short_file_is_noticed(fake: FakeRegistry, client: Make) -> None:
 
 def test_cancelled_push(fake: FakeRegistry, client: Make) -> None:
     stop = threading.Event()
-    fake.fail("hang", method="PUT", seconds=3)
+    fake.fail("hang", method="PUT", seconds=600)
     threading.Timer(0.15, stop.set).start()
     with pytest.raises(CancelledError_):
         client().push_blob(ref(fake), DESCRIPTOR, lambda: BytesIO(BLOB), cancelled=stop.is_set)

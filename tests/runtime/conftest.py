@@ -128,7 +128,7 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
-def eventually(condition: Any, within_s: float) -> bool:
+def eventually(condition: Any, within_s: float = 60) -> bool:
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         if condition():

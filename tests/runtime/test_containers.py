@@ -11,7 +11,6 @@ import hashlib
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +87,7 @@ class TestEnds:
 
     def test_orphans_do_not_outlive_the_step(self, sh: Any) -> None:
         mark = f"MARK={new_id()}"
-        began = time.monotonic()
-        assert sh("(setsid sleep 600 &); (sleep 600 &); exit 4", process={"env": (*ENV, mark)}).code == 4
-        assert time.monotonic() - began < 30
+        assert sh("(setsid sleep 6000 &); (sleep 6000 &); exit 4", process={"env": (*ENV, mark)}).code == 4  # or the test's limit
         assert processes_with(mark) == []
 
     def test_the_step_is_the_first_process(self, sh: Any) -> None:
@@ -114,7 +111,7 @@ class TestEnds:
             return int((await running).code)
 
         assert using(work) == 255
-        assert eventually(lambda: processes_with(mark) == [], 10)
+        assert eventually(lambda: processes_with(mark) == [])
 
     def test_cancelling_kills_the_whole_tree(self, using: Any, rootfs: Path) -> None:
         mark = f"MARK={new_id()}"
@@ -128,7 +125,7 @@ class TestEnds:
             ready = asyncio.Event()
             running = asyncio.create_task(runtime.run(what, output=lambda *_: ready.set()))
             await ready.wait()
-            assert eventually(lambda: len(processes_with(mark)) >= 9, 10)
+            assert eventually(lambda: len(processes_with(mark)) >= 9)
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
@@ -285,17 +282,27 @@ class TestStreams:
         assert hasher.hexdigest() == expected.hexdigest()
 
     def test_output_comes_while_it_runs(self, using: Any, rootfs: Path) -> None:
-        async def work(runtime: Any) -> list[float]:
-            times: list[float] = []
-            what = container(rootfs, "sh", "-c", "echo a; sleep 0.3; echo b")
-            await runtime.run(what, output=lambda *_: times.append(time.monotonic()))
-            return times
+        async def work(runtime: Any) -> list[bytes]:
+            said: list[bytes] = []
+            heard = asyncio.Event()
 
-        first, second = using(work)
-        assert second - first > 0.2
+            def output(_stream: int, data: bytes) -> None:
+                said.append(data)
+                heard.set()
+
+            async def stdin() -> bytes:  # the step goes on when its first word was heard
+                await heard.wait()
+                return b"" if len(said) > 1 else b"go\n"
+
+            what = container(rootfs, "sh", "-c", "echo a; read line; echo b $line")
+            await runtime.run(what, output=output, stdin=stdin)
+            return said
+
+        assert using(work) == [b"a\n", b"b go\n"]
 
     def test_what_background_processes_write_until_the_end_is_kept(self, sh: Any) -> None:
-        assert sh("(sleep 0.05; echo late) & sleep 0.2; echo last").out == "late\nlast\n"
+        script = "(sleep 0.05; echo late; touch /tmp/said) & while ! test -e /tmp/said; do sleep 0.01; done; echo last"
+        assert sh(script).out == "late\nlast\n"
 
     def test_no_input_is_the_end_of_it(self, sh: Any) -> None:
         assert sh("wc -c").out.strip() == "0"
@@ -661,7 +668,7 @@ class TestExec:
             script = "id -u; echo $A; pwd; grep CapEff /proc/self/status; exit 6"
             process = Process(args=("sh", "-c", script), env=(*ENV, "A=b"), cwd="/tmp")
             ended = await runtime.exec(what.id, process, output=lambda _s, data: said.append(data))
-            sleeping = asyncio.create_task(runtime.exec(what.id, Process(args=("sleep", "9"), env=ENV), output=lambda *_: None))
+            sleeping = asyncio.create_task(runtime.exec(what.id, Process(args=("sleep", "600"), env=ENV), output=lambda *_: None))
             await asyncio.sleep(0.2)
             sleeping.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -259,7 +259,7 @@ def test_the_helper_cannot_be_overwritten(using: Any, rootfs: Path, kind: str) -
         (rootfs / "evil").write_text("#!/proc/self/exe\n")
         (rootfs / "evil").chmod(0o755)
         evil = Container(id=new_id(), rootfs=rootfs, process=Process(args=("/evil",), env=ENV))
-        await asyncio.wait_for(runtime.run(evil, output=lambda *_: None), 20)
+        await asyncio.wait_for(runtime.run(evil, output=lambda *_: None), 60)
         assert runtime._opening is not None
         server = runtime._opening.result()[0]._pid
         assert os.readlink(f"/proc/{server}/exe").startswith("/memfd:")

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,9 @@ def test_containers_die_with_a_killed_engine(state: Path, rootfs: Path) -> None:
         assert len(processes_with(mark)) >= 2
         process.kill()
         process.wait()
-        assert eventually(lambda: not processes_with(mark), 3)
-        assert eventually(lambda: not cgroups_of(id), 3)
-    eventually(lambda: recover(state / "executor") or not list((state / "executor").iterdir()), 3)
+        assert eventually(lambda: not processes_with(mark))
+        assert eventually(lambda: not cgroups_of(id))
+    eventually(lambda: recover(state / "executor") or not list((state / "executor").iterdir()))
     assert list((state / "executor").iterdir()) == []
 
 
@@ -85,7 +84,7 @@ def test_the_next_start_ends_what_a_killed_engine_and_its_guard_left(state: Path
         process.wait()
     assert len(processes_with(mark)) >= 2
     assert recover(state / "executor") == [owner.name]
-    assert eventually(lambda: not processes_with(mark), 1)
+    assert eventually(lambda: not processes_with(mark))
     assert not owner.exists()
     assert cgroups_of(id) == []
     assert str(owner) not in Path("/proc/self/mountinfo").read_text()
@@ -102,19 +101,26 @@ def test_the_next_start_ends_a_runtime_that_was_still_starting(state: Path, root
         held = os.open(bundle / "config.json", os.O_WRONLY)  # returns once it reads
         assert recover(state / "executor") == ["dead"]
         os.close(held)
-        assert process.wait(5) == -signal.SIGKILL
-    assert eventually(lambda: not processes_with(mark), 1)
+        assert process.wait(60) == -signal.SIGKILL
+    assert eventually(lambda: not processes_with(mark))
     assert not owner.exists()
 
 
 def test_the_verdict_on_a_runtime_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    asked = tmp_path / "asked"
+    wrapper = tmp_path / "bin/runc"
+    wrapper.write_text(f'#!/bin/sh\necho "$*" >> {asked}\nexec {shutil.which("runc")} "$@"\n')
+    wrapper.chmod(0o755)
+
     async def work() -> None:
-        (await probe(tmp_path)).places.close()
+        (await probe(tmp_path, search=str(wrapper.parent))).places.close()
         kept = json.loads((tmp_path / "runtime-probe.json").read_text())
         assert len(kept) == 1
-        begun = time.monotonic()
-        (await probe(tmp_path)).places.close()
-        assert time.monotonic() - begun < 0.1
+        assert " run " in asked.read_text()
+        asked.unlink()
+        (await probe(tmp_path, search=str(wrapper.parent))).places.close()
+        assert not asked.exists()
 
     asyncio.run(work())
 

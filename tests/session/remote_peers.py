@@ -17,7 +17,7 @@ from chantier.wire import Channel, Server, Service
 CONTROL = "moby.buildkit.v1.Control"
 
 
-def run(made: Any, *, seconds: float = 30) -> Any:
+def run(made: Any, *, seconds: float = 120) -> Any:
     async def within() -> Any:
         async with asyncio.timeout(seconds):
             return await made
@@ -42,6 +42,6 @@ async def joined(path: Path, local: LocalSession, **options: Any) -> AsyncIterat
     async with book(path) as (sessions, _server):
         channel = Channel.unix(f"{path}/daemon.sock")
         async with attach(channel, Offered(local, **options)) as attached:
-            yield await sessions.get(local.id), attached
+            yield await sessions.get(local.id, timeout_s=60), attached
         await channel.close()
     local.close()

@@ -89,7 +89,7 @@ def runs(*nodes: Node) -> list[int]:
     return [op(node).runs for node in nodes]
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.001)
@@ -97,7 +97,7 @@ async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
     async def limited() -> Any:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             return await work
 
     return asyncio.run(limited())

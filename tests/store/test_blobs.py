@@ -127,7 +127,7 @@ def test_equal_keys_wait_for_each_other(store: BlobStore) -> None:
     assert seen == []
     first.write(b"hello")
     first.commit()
-    thread.join(5)
+    thread.join(60)
     assert seen == [0]
 
 

@@ -48,7 +48,7 @@ def test_threads_take_turns(db: Db) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert db.read("SELECT b FROM t") == [("100",)]
 
 

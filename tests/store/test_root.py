@@ -44,7 +44,7 @@ def start(path: Path) -> tuple[subprocess.Popen[str], str]:
 
 def kill(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGKILL)
-    process.wait(10)
+    process.wait(60)
 
 
 def test_the_layout_is_private(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_locks_exclude_threads_wait_and_can_be_cancelled(tmp_path: Path) -> None
         time.sleep(0.03)
         released = time.monotonic()
         held.release(remove=True)
-        thread.join(5)
+        thread.join(60)
         assert got[0] >= released
         with root.lock("s", shared=True), root.lock("s", shared=True):
             assert root.try_lock("s") is None
@@ -206,5 +206,5 @@ def test_removed_lock_files_do_not_let_two_in(tmp_path: Path) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         assert most == 1

@@ -28,7 +28,7 @@ GRPCIO = [
 ]
 
 
-def run(made: Any, *, seconds: float = 30) -> Any:
+def run(made: Any, *, seconds: float = 120) -> Any:
     async def within() -> Any:
         async with asyncio.timeout(seconds):
             return await made
@@ -42,6 +42,8 @@ class Echo:
     def __init__(self) -> None:
         self.cancelled = asyncio.Event()
         self.started = asyncio.Event()
+        self.used = 0
+        self.usable = asyncio.Event()
         self.seen: list[Any] = []
 
     def service(self) -> Service:
@@ -91,7 +93,8 @@ class Echo:
         raise GrpcError(int(code), text, [Detail("github.com/moby/buildkit/errdefs.Vertex+json", b"v" * size)] if size else [])
 
     async def usage(self, request: pb.DiskUsageRequest, call: ServerCall) -> pb.DiskUsageResponse:
-        await asyncio.sleep(0.2)
+        self.used += 1
+        await self.usable.wait()
         return pb.DiskUsageResponse()
 
 

@@ -100,22 +100,23 @@ def test_grpcio_deadline_and_cancellation_reach_the_handler(tmp_path: Path) -> N
     async def body() -> None:
         echo = Echo()
         async with our_server(tmp_path, echo) as (server, _), their_channel(tmp_path) as channel:
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await their_call(channel, "unary_unary", "Solve", pb.SolveResponse)(pb.SolveRequest(Ref="hang"), timeout=0.2)
-            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            await asyncio.wait_for(echo.cancelled.wait(), 5)
+            solve = their_call(channel, "unary_unary", "Solve", pb.SolveResponse)
+            for seconds in (0.2, 2, 20):  # a deadline may pass before the call has reached anybody
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await solve(pb.SolveRequest(Ref="hang"), timeout=seconds)
+                assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                if echo.started.is_set():
+                    break
+            await asyncio.wait_for(echo.cancelled.wait(), 60)
             echo.cancelled.clear()
             echo.started.clear()
             call = their_call(channel, "unary_stream", "Status", pb.StatusResponse)(pb.StatusRequest(Ref="1 hang"))
             await call.read()
-            await asyncio.wait_for(echo.started.wait(), 5)
+            await asyncio.wait_for(echo.started.wait(), 60)
             call.cancel()
-            await asyncio.wait_for(echo.cancelled.wait(), 5)
-            for _ in range(100):
-                if not server.calls:
-                    break
+            await asyncio.wait_for(echo.cancelled.wait(), 60)
+            while server.calls:
                 await asyncio.sleep(0.01)
-            assert not server.calls
 
     run(body())
 
@@ -277,16 +278,19 @@ def test_an_inherited_socket_is_served(tmp_path: Path) -> None:
 
 def test_closing_lets_calls_end_and_refuses_new_ones(tmp_path: Path) -> None:
     async def body() -> None:
-        async with our_server(tmp_path) as (server, _), our_stub(tmp_path) as stub, their_channel(tmp_path) as channel:
+        echo = Echo()
+        async with our_server(tmp_path, echo) as (server, _), our_stub(tmp_path) as stub, their_channel(tmp_path) as channel:
             await stub.unary("Info", pb.InfoRequest())
             ours = asyncio.create_task(stub.unary("DiskUsage", pb.DiskUsageRequest()))
             theirs = their_call(channel, "unary_unary", "DiskUsage", pb.DiskUsageResponse)(pb.DiskUsageRequest())
-            await asyncio.sleep(0.1)
-            closing = asyncio.create_task(server.close(grace_s=5))
-            await asyncio.sleep(0.05)
+            while echo.used < 2:
+                await asyncio.sleep(0.01)
+            closing = asyncio.create_task(server.close(grace_s=60))
             with pytest.raises(GrpcError) as caught:
-                await stub.unary("Info", pb.InfoRequest())
+                while True:  # what comes before it is told is answered
+                    await stub.unary("Info", pb.InfoRequest())
             assert caught.value.code == 14 and caught.value.transient
+            echo.usable.set()
             await ours
             await theirs
             await closing
@@ -318,8 +322,12 @@ def test_no_task_is_left(tmp_path: Path) -> None:
         async with our_server(tmp_path), our_stub(tmp_path) as stub:
             for _ in range(20):
                 await stub.unary("Info", pb.InfoRequest())
-        await asyncio.sleep(0.01)
-        return [t for t in asyncio.all_tasks() if t is not asyncio.current_task() and "within" not in repr(t)]
+        left = lambda: [t for t in asyncio.all_tasks() if t is not asyncio.current_task() and "within" not in repr(t)]  # noqa: E731
+        for _ in range(500):
+            if not left():
+                break
+            await asyncio.sleep(0.01)
+        return left()
 
     assert run(body()) == []
 
@@ -341,14 +349,11 @@ def test_a_peer_that_does_not_read_cannot_hold_a_closed_connection(tmp_path: Pat
                 writer.write(h2.frame(h2.DATA, 0, 1, part))
                 await asyncio.sleep(0.01)
             writer.write(b"\xff" * 100)
-            for _ in range(100):
-                if not server.connections:
-                    break
+            while server.connections:
                 await asyncio.sleep(0.02)
-            assert server.connections == 0
             await asyncio.sleep(3.2)
             with pytest.raises(OSError):
-                for _ in range(50):
+                while True:
                     writer.write(bytes(1000))
                     await writer.drain()
                     await asyncio.sleep(0.01)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import threading
 import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +29,7 @@ class Server(ThreadingHTTPServer):
         self.registry = registry
         self._handler = handler
         self._open: set[socket.socket] = set()
+        self.ended = threading.Event()
         super().__init__(("127.0.0.1", 0), handler)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -51,6 +53,7 @@ class Server(ThreadingHTTPServer):
         return None
 
     def stop(self) -> None:
+        self.ended.set()
         self.shutdown()
         self.server_close()
         for connection in list(self._open):
@@ -129,7 +132,7 @@ class Answering(BaseHTTPRequestHandler):
         elif fault.kind == "redirect":
             self._answer(307, b"", {"Location": fault.location})
         elif fault.kind == "hang":
-            time.sleep(fault.seconds)
+            self.server.ended.wait(fault.seconds)
             return False
         elif fault.kind in ("reset", "eof") and fault.after < 0:
             self._break(hard=fault.kind == "reset")
@@ -189,7 +192,7 @@ class Answering(BaseHTTPRequestHandler):
                 self._leave()
             self.wfile.write(body[at : at + step])
             if slow:
-                time.sleep(slow)
+                self.server.ended.wait(slow)
 
     def _error(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         self._body()

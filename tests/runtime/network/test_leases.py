@@ -57,7 +57,7 @@ def holder(config: OciConfig, state: Path, count: int) -> Iterator[tuple[subproc
         yield process, json.loads(process.stdout.readline())
     finally:
         process.stdin.close()
-        process.wait(30)
+        process.wait(60)
         process.stdout.close()
 
 
@@ -70,7 +70,7 @@ def test_what_a_killed_engine_held(mode: str, net: Net) -> None:
         assert recover_networks(net.state) == []  # both live
         assert len(net.ports()) == 3
         dead.send_signal(signal.SIGKILL)
-        dead.wait(10)
+        dead.wait(60)
         assert len(net.ports()) == 3  # nobody has cleaned up yet
         assert recover_networks(net.state) == [Path(first[0]).parent.name]
         assert net.mounts() == second and len(net.ports()) == 1
@@ -90,7 +90,7 @@ def test_a_pair_goes_even_if_its_namespace_stays(net: Net) -> None:
         assert other.stdout is not None and other.stdout.readline()
         try:
             dead.kill()
-            dead.wait(10)
+            dead.wait(60)
             (port,) = net.ports()
             recover_networks(net.state)
             assert net.ports() == [] and port not in links()
@@ -104,7 +104,7 @@ def test_an_address_that_is_anothers_by_now(net: Net) -> None:
     """Notes of a dead engine whose pair is gone name a link that another engine has made since."""
     with holder(net.bridge(), net.state, 1) as (dead, _held):
         dead.kill()
-        dead.wait(10)
+        dead.wait(60)
         (port,) = net.ports()
         subprocess.run(["ip", "link", "del", port], check=True)
         subprocess.run(["ip", "link", "add", port, "type", "veth", "peer", "name", f"{net.name}p"], check=True)
@@ -120,9 +120,9 @@ def test_a_state_directory_that_outlived_its_mounts(net: Net, witness: Callable[
     config = net.cni([{**net.plugins()[1], "ipMasq": False}, {"type": "witness"}], dirs=f"{PLUGINS}:{directory}")
     with holder(config, net.state, 1) as (dead, held):
         dead.kill()
-        dead.wait(10)
+        dead.wait(60)
         subprocess.run(["umount", held[0]], check=True)
-        assert eventually(lambda: net.ports() == [], 5)
+        assert eventually(lambda: net.ports() == [])
         assert net.leased() == [f"{net.prefix}.2"]
         recover_networks(net.state)
     assert net.leased() == []
@@ -154,7 +154,7 @@ def test_a_plugin_that_outlives_its_engine_takes_nothing(net: Net, tmp_path: Pat
     (tmp_path / "slow").chmod(0o755)
     config = net.cni([{"type": "slow"}], dirs=str(tmp_path)).cni_config_path
     with subprocess.Popen([sys.executable, "-c", _ADDER, str(config), str(tmp_path), str(net.state)]) as dead:
-        assert eventually((tmp_path / "begun").exists, 10)
+        assert eventually((tmp_path / "begun").exists)
         dead.kill()
     assert len(recover_networks(net.state)) == 1
     assert not eventually((tmp_path / "taken").exists, 1.5)

@@ -37,7 +37,7 @@ class Counting:
         self.closed = 0
 
     def attach(self, lease: Lease, hostname: str) -> None:
-        self.gate.wait(20)
+        self.gate.wait(60)
         if self.broken:
             raise UnsupportedError("the counter is broken")
         self.attached.append((lease.id, hostname))
@@ -62,7 +62,7 @@ def using(tmp_path: Path) -> Callable[..., Counting]:
         async def body() -> None:
             networks = Networks("counting", provider, Leases(tmp_path / "net"), size)
             try:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(120):
                     await work(networks, provider)
             finally:
                 provider.gate.set()

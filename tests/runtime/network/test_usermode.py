@@ -77,9 +77,9 @@ def test_a_killed_engines_processes_end(kind: str, net: Net) -> None:
     with holder(OciConfig(network_mode=kind, bridge_name=""), net.state, 2) as (dead, held):
         assert all(running(path) for path in held)
         dead.kill()
-        dead.wait(10)
+        dead.wait(60)
         recover_networks(net.state)
-        assert eventually(lambda: not any(running(path) for path in held), 10)
+        assert eventually(lambda: not any(running(path) for path in held))
     assert net.mounts() == []
 
 
@@ -95,7 +95,7 @@ def test_another_process_of_that_number_is_left_alone(net: Net) -> None:
         lease = leases.new()
         lease.write("slirp4netns", {"pid": other.pid, "start": usermode._start_of(other.pid)})
         leases.drop(lease)
-        assert other.wait(10) == -9
+        assert other.wait(60) == -9
     finally:
         other.kill()
         other.wait()
