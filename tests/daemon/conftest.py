@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -165,6 +166,33 @@ async def driven(daemon: Chantierd, **more: Any) -> AsyncIterator[GatewayBuild]:
             await asyncio.gather(solve, status, return_exceptions=True)
 
 
+def mark() -> str:
+    """A command that ends by itself at no time that matters, and that no other process of this machine runs."""
+    return f"sleep {random.randrange(10**7, 10**9)}"
+
+
+def those_that_run(command: str) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):  # it has just ended
+                if Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")[:-1] == command.encode().split():
+                    found.append(int(name))
+    return found
+
+
+async def until_gone(command: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while those_that_run(command):
+        assert time.monotonic() < end, f"{command} still runs"
+        await asyncio.sleep(0.05)
+
+
+def end(command: str) -> None:
+    for pid in those_that_run(command):
+        os.kill(pid, signal.SIGTERM)
+
+
 def definition_of(state: Any) -> ops_pb2.Definition:
     found: ops_pb2.Definition = state.marshal()
     return found
@@ -180,5 +208,9 @@ __all__ = [
     "Start",
     "definition_of",
     "driven",
+    "end",
+    "mark",
     "read_all",
+    "those_that_run",
+    "until_gone",
 ]

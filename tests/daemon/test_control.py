@@ -19,7 +19,7 @@ from chantier.spec import new_id
 from chantier.wire import GrpcError, Stub
 
 from ..conftest import RealRegistry, run_ok
-from .conftest import CONTENT, CONTROL, Chantierd, Start, driven, read_all
+from .conftest import CONTENT, CONTROL, Chantierd, Start, driven, mark, read_all, until_gone
 
 pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.registry]
 
@@ -214,11 +214,11 @@ def test_an_error_points_at_its_source(daemon: Chantierd) -> None:
 
 
 def test_a_client_that_cancels_stops_its_step(daemon: Chantierd) -> None:
-    import subprocess
+    command = mark()
 
     async def run() -> None:
         ref = new_id()
-        sleeping = image("alpine").run(args=["/bin/sh", "-c", "echo started; sleep 8642"]).root.marshal()
+        sleeping = image("alpine").run(args=["/bin/sh", "-c", f"echo started; {command}"]).root.marshal()
         task = asyncio.create_task(solve(daemon, ref, Definition=sleeping))
         async with daemon.client() as channel, Stub(channel, CONTROL).stream("Status") as call:
             await call.send(pb.StatusRequest(Ref=ref))
@@ -227,16 +227,11 @@ def test_a_client_that_cancels_stops_its_step(daemon: Chantierd) -> None:
                 if any(entry.msg == b"started\n" for entry in message.logs):
                     break
         task.cancel()
-        for _ in range(20):
-            await asyncio.sleep(0.05)
-            if "sleep 8642" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout:
-                break
-        else:
-            raise AssertionError("the step still runs a second after it was cancelled")
+        await until_gone(command)
         while not (record := (await history(daemon, Ref=ref))[0].record).HasField("CompletedAt"):
             await asyncio.sleep(0.05)
         assert record.error.message == "context canceled"
-        ends = [v for m in await status(daemon, ref) for v in m.vertexes if "sleep 8642" in v.name]
+        ends = [v for m in await status(daemon, ref) for v in m.vertexes if command in v.name]
         assert ends[-1].error.endswith("context canceled")
 
     asyncio.run(run())

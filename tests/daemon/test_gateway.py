@@ -20,7 +20,7 @@ from chantier.pb import gateway_pb2 as pb
 from chantier.wire import GrpcError, Stub
 
 from ..conftest import run_ok
-from .conftest import BRIDGE, Chantierd, Start, driven, read_all
+from .conftest import BRIDGE, Chantierd, Start, driven, mark, read_all, until_gone
 
 pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.registry]
 
@@ -196,8 +196,7 @@ def test_processes_in_a_container(daemon: Chantierd) -> None:
             first = await call.read()
             assert first.WhichOneof("Input") == "Started"
             await call.send(pb.ExecMessage(ProcessID="main", File=pb.FdMessage(Fd=0, Data=b"word\n")))
-            await asyncio.sleep(0.3)
-            await call.send(init("other", "sh", "-c", "cat /f; echo err >&2; exit 3"))
+            await call.send(init("other", "sh", "-c", "while ! test -s /f; do sleep 0.02; done; cat /f; echo err >&2; exit 3"))
             out, ended = await outcome(call, "other")
             assert out in (b"got word\nerr\n", b"err\ngot word\n")
             assert ended.Code == 3
@@ -215,9 +214,10 @@ def test_processes_in_a_container(daemon: Chantierd) -> None:
 def test_a_terminal_has_the_clients_size(daemon: Chantierd) -> None:
     async def run() -> None:
         async with container(daemon) as (_, call):
-            await call.send(init("t", "sh", "-c", "read x; stty size; test -t 1 && echo tty", Tty=True, fds=(0, 1)))
+            resized = "while test \"$(stty size)\" != '33 77'; do sleep 0.02; done"
+            script = f"{resized}; read x; stty size; test -t 1 && echo tty"
+            await call.send(init("t", "sh", "-c", script, Tty=True, fds=(0, 1)))
             await call.send(pb.ExecMessage(ProcessID="t", Resize=pb.ResizeMessage(Rows=33, Cols=77)))
-            await asyncio.sleep(0.5)
             await call.send(pb.ExecMessage(ProcessID="t", File=pb.FdMessage(Fd=0, Data=b"\n")))
             out, ended = await outcome(call, "t")
             assert b"33 77" in out
@@ -468,7 +468,7 @@ def test_a_process_that_may_not_be_is_told_as_one_that_failed(daemon: Chantierd)
 
 
 def test_a_client_that_goes_takes_its_processes_along(daemon: Chantierd) -> None:
-    import subprocess
+    command = mark()
 
     async def run() -> None:
         async with driven(daemon) as build:
@@ -476,13 +476,9 @@ def test_a_client_that_goes_takes_its_processes_along(daemon: Chantierd) -> None
             mounts = [ops_pb2.Mount(dest="/", resultID=ref)]
             await build.bridge.unary("NewContainer", pb.NewContainerRequest(ContainerID="c", Mounts=mounts))
             async with build.bridge.stream("ExecProcess") as call:
-                await call.send(init("p", "sleep", "9753"))
+                await call.send(init("p", *command.split()))
                 await call.read()
-        for _ in range(50):
-            if "sleep 9753" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout:
-                return
-            await asyncio.sleep(0.1)
-        raise AssertionError("the process outlived its client")
+        await until_gone(command)
 
     asyncio.run(run())
 

