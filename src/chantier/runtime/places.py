@@ -32,7 +32,7 @@ from .processes import kill_those
 _AT = "at"
 _STATE = "state"
 _GROUPS = "groups"
-_DELETE_S = 10.0
+_DELETE_S = 30.0
 _DYING, _DYING_S = 500, 0.01  # how often, and after which pause, a group is tried to be removed
 _PAUSES_S = (0.01, 0.05, 0.2, 0.5, 0.0)
 

@@ -29,7 +29,7 @@ from .types import Container, Exit, Process
 CANDIDATES = ("buildkit-runc", "runc", "crun")
 NATIVE = "native"  # as `binary`, the sandbox that needs no program
 _FILE = "runtime-probe.json"
-_LIMIT_S = 20.0
+_LIMIT_S = 60.0
 
 # exit(0) in machine code, with the ELF machine number and flags.
 _EXIT = {

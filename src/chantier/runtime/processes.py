@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 
-_DEAD_S = 5.0
+_DEAD_S = 20.0
 _PAUSE_S = 0.01
 
 

@@ -256,7 +256,7 @@ def database_trouble(path: Path, *, thorough: bool) -> str | None:
 def _quick_check(path: Path) -> str | None:
     connection = None
     try:
-        connection = sqlite3.connect(path, timeout=10, isolation_level=None)
+        connection = sqlite3.connect(path, timeout=60, isolation_level=None)
         first = connection.execute("PRAGMA quick_check(1)").fetchone()
         return None if first and first[0] == "ok" else str(first[0] if first else "no answer").splitlines()[-1]
     except sqlite3.OperationalError as err:

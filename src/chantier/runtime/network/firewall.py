@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from chantier.errors import UnsupportedError
 
-_LIMIT_S = 20.0
+_LIMIT_S = 60.0
 _PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"))
 
 

@@ -26,7 +26,7 @@ from .leases import Lease, inside
 
 NAMESERVER = "10.0.2.3"
 _ADDRESS, _PREFIX, _GATEWAY, _INTERFACE = "10.0.2.100", "24", "10.0.2.2", "eth0"
-_LIMIT_S = 20.0
+_LIMIT_S = 60.0
 _PAUSE_S = 0.005
 _PACKAGES = {"pasta": "passt", "slirp4netns": "slirp4netns"}
 _children: dict[str, subprocess.Popen[bytes]] = {}  # by lease: who started a process has to wait for it
