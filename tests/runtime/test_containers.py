@@ -19,6 +19,7 @@ import pytest
 from chantier.errors import NotFoundError
 from chantier.runtime import Bind, Container, Process, Resources, Rlimit
 from chantier.runtime.host import this_host
+from chantier.runtime.places import cgroup_roots
 from chantier.snapshot.mount import Mount
 from chantier.spec import new_id
 
@@ -387,6 +388,21 @@ class TestPrivileges:
     def test_insecure_may_mount(self, sh: Any) -> None:
         ran = sh("mount -t tmpfs none /tmp && echo mounted; grep Seccomp: /proc/self/status", insecure=True)
         assert ran.out == "mounted\nSeccomp:\t0\n"
+
+    @pytest.mark.skipif(UNPRIVILEGED, reason="an ordinary user has no cgroups to give")
+    def test_insecure_may_make_cgroups(self, sh: Any, kind: str) -> None:
+        """In each hierarchy; they end with the step, and so does what it had put there."""
+        if kind.endswith("rootless"):
+            pytest.skip("an ordinary user has no cgroups to give")
+        id = new_id()
+        script = (
+            "cd /sys/fs/cgroup; for d in . */; do test -f $d/cgroup.procs || continue;"
+            f" mkdir -p $d/{id}/inner || exit 1; echo $$ > $d/{id}/cgroup.procs 2>/dev/null; done; ls -d */{id} {id} 2>/dev/null | wc -l"
+        )
+        ran = sh(script, insecure=True)
+        assert ran.code == 0, ran.err
+        assert int(ran.out) >= len([root for root in cgroup_roots() if root.name != "unified"])
+        assert [path for root in cgroup_roots() for path in root.glob(f"**/{id}")] == []
 
     def test_user_and_groups(self, sh: Any) -> None:
         ran = sh("id -u; id -g; id -G", process={"uid": 1000, "gid": 1001, "groups": (50,)})

@@ -178,21 +178,24 @@ def end_cgroup(name: str) -> None:
 
 
 def end_groups(groups: Sequence[Path]) -> None:
-    """Kill what runs in some cgroups and remove them; nothing of one that is not there."""
+    """Kill what runs in some cgroups, and in those below them, and remove them; nothing of one that is not there."""
     for group in groups:
-        if not group.is_dir():
-            continue
-        for pid in _text(group / "cgroup.procs").split():
-            with suppress(OSError):
-                os.kill(int(pid), signal.SIGKILL)
-        for _ in range(_DYING):
-            try:
-                group.rmdir()
-            except OSError as err:
-                if err.errno == errno.EBUSY:  # what was killed is counted until it is gone
-                    time.sleep(_DYING_S)
-                    continue
-            break
+        for directory, _, _ in os.walk(group, topdown=False):  # a privileged step may have made some below its own
+            _end_group(Path(directory))
+
+
+def _end_group(group: Path) -> None:
+    for pid in _text(group / "cgroup.procs").split():
+        with suppress(OSError):
+            os.kill(int(pid), signal.SIGKILL)
+    for _ in range(_DYING):
+        try:
+            group.rmdir()
+        except OSError as err:
+            if err.errno == errno.EBUSY:  # what was killed is counted until it is gone
+                time.sleep(_DYING_S)
+                continue
+        break
 
 
 def cgroup_roots() -> list[Path]:

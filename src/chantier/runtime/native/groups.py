@@ -159,8 +159,16 @@ class Hierarchy:
             names |= {"memory", "cpu", "cpuset", "pids"}
         if (insecure or own_parent or rules) and self.devices:
             names.add("devices")
+        # A privileged step has groups in every hierarchy, as far as we may make them: it may make more below them.
+        rest = self._hierarchies() - names if insecure else set()
         made: list[str] = []
         try:
+            for name in sorted(rest):
+                place = self._hierarchy(name)
+                if place is not None and str(group := place / path.strip("/")) not in made:
+                    with suppress(OSError):
+                        _make_v1_directory(place, group)
+                        made.append(str(group))
             for name in sorted(names):
                 place = self._hierarchy(name)
                 if place is None:
@@ -198,6 +206,12 @@ class Hierarchy:
             if not entry.is_symlink() and controller in entry.name.split(","):
                 return entry
         return None
+
+    def _hierarchies(self) -> set[str]:
+        """One controller of each hierarchy of v1."""
+        return {entry.name.split(",")[0] for entry in self.base.iterdir() if entry.is_dir() and not entry.is_symlink()} - {
+            "unified"
+        }
 
     def _make_v2(self, path: str, wanted: Mapping[str, Mapping[str, Any]], rules: Sequence[str], *, insecure: bool) -> Groups:
         base = self.base if self.delegated is None else next(iter(self.delegated.places.values()))

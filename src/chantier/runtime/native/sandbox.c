@@ -78,6 +78,7 @@
 #define NO_MAGICLINKS 2
 #define NO_SYMLINKS 4
 #define LINKS 40 /* as many as the kernel follows in a path */
+#define DEPTH 64 /* groups within groups that are removed */
 
 struct record {
 	const char *op;
@@ -1243,15 +1244,34 @@ static void kill_children(void)
 	}
 }
 
+/* A privileged step may have made groups below its own. */
+static void remove_group(const char *path, int depth)
+{
+	struct dirent *entry;
+	DIR *directory;
+
+	if (rmdir(path) == 0 || errno != EBUSY)
+		return;
+	directory = depth < DEPTH ? opendir(path) : NULL;
+	while (directory && (entry = readdir(directory))) {
+		char below[PATH_MAX];
+		if (entry->d_type != DT_DIR || !strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
+			continue;
+		if (snprintf(below, sizeof below, "%s/%s", path, entry->d_name) < (int)sizeof below)
+			remove_group(below, depth + 1);
+	}
+	if (directory)
+		closedir(directory);
+	/* What has just died may be counted there for a moment. */
+	for (int attempt = 0; attempt < 100 && rmdir(path) && errno == EBUSY; attempt++)
+		usleep(2000);
+}
+
 static void remove_groups(void)
 {
-	for (int i = 0; i < record_count; i++) {
-		if (strcmp(records[i].op, "group"))
-			continue;
-		/* What has just died may be counted there for a moment. */
-		for (int attempt = 0; attempt < 100 && rmdir(records[i].argv[0]) && errno == EBUSY; attempt++)
-			usleep(2000);
-	}
+	for (int i = 0; i < record_count; i++)
+		if (!strcmp(records[i].op, "group"))
+			remove_group(records[i].argv[0], 0);
 }
 
 static void say_begun(int control, pid_t first, int pidfd)

@@ -22,6 +22,7 @@ from .signals import Signals, code_of
 
 _OWN_PIDS = b"pids\0"  # how the plan of a container with a pid namespace of its own begins
 _FDS = 8
+_DEPTH = 64  # groups within groups that are removed
 
 
 def monitor(control: socket.socket, plan_fd: int, alive: int) -> NoReturn:
@@ -263,12 +264,27 @@ def _kill_children() -> None:
 
 def _remove_groups(plan: Plan) -> None:
     for _, args in plan.all("group"):
-        for _attempt in range(100):
-            try:
-                os.rmdir(args[0])
-            except OSError as err:
-                if err.errno != errno.EBUSY:
-                    break
-                time.sleep(0.002)
-            else:
-                break
+        _remove_group(args[0])
+
+
+def _remove_group(path: str, depth: int = 0) -> None:
+    """A privileged step may have made groups below its own."""
+    try:
+        os.rmdir(path)
+        return
+    except OSError as err:
+        if err.errno != errno.EBUSY:
+            return
+    if depth < _DEPTH:
+        for entry in os.scandir(path):
+            if entry.is_dir(follow_symlinks=False):
+                _remove_group(entry.path, depth + 1)
+    for _attempt in range(100):  # what has just died may be counted there for a moment
+        try:
+            os.rmdir(path)
+        except OSError as err:
+            if err.errno != errno.EBUSY:
+                return
+            time.sleep(0.002)
+        else:
+            return
