@@ -15,6 +15,8 @@ LOG_TYPE = "application/vnd.buildkit.status.v0"
 """Of the attachment that is the log, as BuildKit keeps it: lengths (uint32, little endian) and StatusResponse messages."""
 ERROR_TYPE = "application/vnd.googeapis.google.rpc.status+proto"  # the wire's own spelling
 ATTESTATION_TYPE = "application/vnd.in-toto+json"
+TRACE_TYPE = "application/vnd.buildkit.otlp.json.v0"
+"""Of the attachment that says what the build did when: spans in JSON, one after the other."""
 PREDICATE = "in-toto.io/predicate-type"
 """The annotation of an attestation that says of which kind it is."""
 PLATFORM = "chantier.platform"
@@ -113,11 +115,11 @@ class BuildRecord:
         return next((one for one in self.attachments if one.media_type == media_type), None)
 
     def shown_attachments(self) -> tuple[Attachment, ...]:
-        """What the build made and says of it; not the log and the error, which are shown otherwise.
+        """What the build made and says of it; not the log, the trace and the error, which are shown otherwise.
 
         Of an engine that keeps no documents of images, their descriptors alone.
         """
-        found = [one for one in self.attachments if one.media_type not in (LOG_TYPE, ERROR_TYPE)]
+        found = [one for one in self.attachments if one.media_type not in (LOG_TYPE, TRACE_TYPE, ERROR_TYPE)]
         known = {one.digest for one in found}
         for value in self.results.values():
             if value.get("digest") and value["digest"] not in known:
@@ -191,6 +193,7 @@ __all__ = [
     "PLATFORM",
     "PREDICATE",
     "RUNNING",
+    "TRACE_TYPE",
     "Attachment",
     "BuildRecord",
     "StepRecord",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from chantier.display.trace import read_spans
 from chantier.llb import Mount, image, scratch
 from chantier.pb import content_pb2, health_pb2, trace_pb2
 from chantier.pb import control_pb2 as pb
@@ -158,6 +159,44 @@ def test_records_are_pinned_and_deleted(daemon: Chantierd) -> None:
             gone = await refused(content.unary("Info", content_pb2.InfoRequest(digest=record.logs.digest)))
             assert gone.code == 5
         assert not await history(daemon, Ref=ref)
+
+    asyncio.run(run())
+
+
+def test_a_trace_is_there_once_it_is_asked_for(daemon: Chantierd) -> None:
+    async def run() -> None:
+        ref = new_id()
+        await solve(daemon, ref, Definition=logged("traced"))
+        async with daemon.client() as channel:
+            control, content = Stub(channel, CONTROL), Stub(channel, CONTENT)
+            for asked in (ref, ref, "no-such-build"):  # what cannot be made is nothing to be told of
+                await control.unary("UpdateBuildHistory", pb.UpdateBuildHistoryRequest(Ref=asked, Finalize=True))
+            (mine,) = [event.record for event in await history(daemon) if event.record.Ref == ref]
+            assert mine.trace.media_type == "application/vnd.buildkit.otlp.json.v0"
+            data = b"".join(
+                m.data for m in await read_all(content, "Read", content_pb2.ReadContentRequest(digest=mine.trace.digest))
+            )
+            assert len(data) == mine.trace.size
+            spans = read_spans(data)
+            assert spans[0]["Name"] == "build graph"
+            assert any(span["Name"].startswith("/bin/sh -c echo traced") for span in spans)
+            assert {one["Value"]["Value"] for span in spans[1:] for one in span["Attributes"] if one["Key"] == "vertex"}
+        other = new_id()
+        await solve(daemon, other, Definition=logged("not asked"))
+        assert (await history(daemon, Ref=other))[0].record.trace.digest  # clients that do not ask look for it by name
+
+    asyncio.run(run())
+
+
+def test_a_build_that_runs_has_no_trace(daemon: Chantierd) -> None:
+    async def run() -> None:
+        async with driven(daemon) as build:
+            await build.make(logged("runs"), evaluate=True)
+            await build.control.unary("UpdateBuildHistory", pb.UpdateBuildHistoryRequest(Ref=build.ref, Finalize=True))
+            (mine,) = await history(daemon, Ref=build.ref)
+            assert mine.type == pb.STARTED
+            assert not mine.record.trace.digest
+            await build.returns()
 
     asyncio.run(run())
 

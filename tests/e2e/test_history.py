@@ -45,6 +45,31 @@ def newest(command: Command) -> str:
 
 
 @pytest.mark.parametrize("engine", ["daemon", "embedded"])
+def test_a_trace_says_when_what_happened(here: Command, there: Command, engine: str) -> None:
+    who = there if engine == "daemon" else here
+    who.build(f"FROM alpine\nRUN echo traced by {engine}\n").ok()
+    ref = newest(who)
+    for command in (here, there):
+        first, *lines = command("history", "trace", ref).ok().out.splitlines()
+        assert first.split()[0] == "0.000s"
+        assert " build " in first
+        assert any(line.endswith(f"RUN echo traced by {engine}") for line in lines)
+        kept = command("history", "trace", "--format", "json", ref).ok().out
+        assert "sha256:" in kept
+        spans = json.loads(command("history", "trace", "--format", "otlp", ref).ok().out)["resourceSpans"][0]["scopeSpans"][0][
+            "spans"
+        ]
+        assert len(spans) == len(lines) + 1
+        names = {span["spanId"]: span["name"] for span in spans}
+        (ran,) = [span for span in spans if span["name"].endswith(f"RUN echo traced by {engine}")]
+        assert names[ran["parentSpanId"]] == spans[0]["name"]
+        assert "FROM" in names[ran["links"][0]["spanId"]]
+    assert "no record found" in here("history", "trace", "nosuchbuild").err
+    assert "takes one build" in here("history", "trace", ref, ref).err
+    assert "one of tree, json and otlp" in here("history", "trace", "--format", "table", ref).err
+
+
+@pytest.mark.parametrize("engine", ["daemon", "embedded"])
 def test_a_build_is_known_both_ways(here: Command, there: Command, engine: str, tmp_path: Path) -> None:
     who = there if engine == "daemon" else here
     who.build(f"FROM alpine\nRUN echo said by {engine}\n").ok()

@@ -15,9 +15,10 @@ import pytest
 
 from chantier.engine import SolveRequest, SolveResult
 from chantier.engine.events import dump, load
-from chantier.engine.history import CANCELED, COMPLETED, ERROR, INTERRUPTED, RUNNING, History
+from chantier.engine.history import History
 from chantier.errors import ChantierError, NotFoundError, Source, SourceRange, UsageError
 from chantier.progress import Event, Group, Log, Recorder, Silent, Status, Vertex, Warning
+from chantier.record import CANCELED, COMPLETED, ERROR, INTERRUPTED, RUNNING
 from chantier.solver import Explanation
 
 EVENTS: list[Event] = [

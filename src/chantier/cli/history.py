@@ -27,6 +27,7 @@ _EXAMPLE = """chantier history ls --filter status=error
 chantier history inspect
 chantier history inspect attachment --type provenance
 chantier history logs ^1 --progress=plain
+chantier history trace --format otlp > trace.json
 chantier history export -o build.tar.gz"""
 _SERVED = "chantier.registry.blobs"
 
@@ -42,7 +43,8 @@ def run(args: Sequence[str], debug: bool) -> int:
     add("--config", default=None, metavar="FILE", help="the config file to use instead of the one found")
     add("--file", "-f", default="-", metavar="FILE", help="what to import")
     add("--filter", action="append", default=[], metavar="KEY=VALUE", help="ls: status, ref, name")
-    add("--format", default="", metavar="FORMAT", help="table, json, or a template (ls); pretty or json (inspect)")
+    add("--format", default="", metavar="FORMAT", help="table, json, or a template (ls); pretty or json (inspect);"
+        " tree, json or otlp (trace)")  # fmt: skip
     add("--no-trunc", action="store_true", help="ls: names as they are")
     add("--output", "-o", default="-", metavar="FILE", help="where to export to")
     add("--platform", default="", metavar="PLATFORM", help="inspect attachment: of which result")
@@ -132,6 +134,29 @@ def _logs(history: Any, given: Any) -> int:
     return 0
 
 
+def _trace(history: Any, given: Any) -> int:
+    """When what happened. As a tree, as it is kept, or for a collector or a viewer of traces."""
+    from chantier.display.trace import otlp, read_spans, tree
+    from chantier.record import TRACE_TYPE
+
+    if len(given.ref) > 1:
+        raise UsageError("history trace takes one build")
+    if given.format not in ("", "tree", "json", "otlp"):
+        raise UsageError(f"unknown format {given.format!r} of a trace", hint="one of tree, json and otlp")
+    record = history.trace(*given.ref)
+    kept = record.attached(TRACE_TYPE)
+    if kept is None:
+        raise NotFoundError(f"no trace is kept of build {record.ref}", hint="its builder does not record traces")
+    data = history.blob(record.ref, kept.digest)
+    if given.format == "json":
+        sys.stdout.write(data.decode("utf-8", "replace"))
+    elif given.format == "otlp":
+        sys.stdout.write(json.dumps(otlp(read_spans(data))) + "\n")
+    else:
+        sys.stdout.writelines(tree(read_spans(data)))
+    return 0
+
+
 def _open(history: Any, given: Any) -> int:
     """A page of the record, in whatever shows pages here; its path is printed."""
     import html
@@ -196,6 +221,7 @@ _COMMANDS: Mapping[str, Callable[[Any, Any], int]] = {
     "ls": _ls,
     "open": _open,
     "rm": _rm,
+    "trace": _trace,
 }
 
 

@@ -60,6 +60,14 @@ async def remove(client: Client, ref: str) -> None:
         raise error_of(err) from err
 
 
+async def finalize(client: Client, ref: str) -> None:
+    """Let the daemon keep the trace of a build now, and not some seconds after it has ended."""
+    try:
+        await Stub(client.channel, CONTROL).unary("UpdateBuildHistory", pb.UpdateBuildHistoryRequest(Ref=ref, Finalize=True))
+    except GrpcError as err:
+        raise error_of(err) from err
+
+
 async def blob(client: Client, digest: str) -> AsyncIterator[bytes]:
     """The bytes of an attachment. Raises NotFoundError."""
     try:
@@ -77,7 +85,7 @@ def record_of(sent: Any) -> BuildRecord:
     status = RUNNING
     if sent.HasField("CompletedAt"):
         status = COMPLETED if not sent.HasField("error") else CANCELED if sent.error.code == CANCELLED else ERROR
-    kept = [sent.logs, sent.externalError, *sent.Result.Attestations]
+    kept = [sent.logs, sent.trace, sent.externalError, *sent.Result.Attestations]
     kept += [one for info in sent.Results.values() for one in info.Attestations]
     return BuildRecord(
         ref=sent.Ref,
@@ -125,4 +133,4 @@ def missing(ref: str) -> NotFoundError:
     return NotFoundError(f"no record found for ref {ref!r}")
 
 
-__all__ = ["blob", "events", "missing", "read_log", "record_of", "records", "remove"]
+__all__ = ["blob", "events", "finalize", "missing", "read_log", "record_of", "records", "remove"]

@@ -30,7 +30,7 @@ from .workers import version, worker_record
 
 if TYPE_CHECKING:
     from chantier.engine import Engine
-    from chantier.engine.history import Recording
+    from chantier.engine.recording import Recording
 
     from .daemon import Daemon
 
@@ -258,7 +258,9 @@ class Control:
         history = self._daemon.history
         if request.Delete:
             await history.delete(request.Ref)
-        elif not request.Finalize:  # there is no trace that could be flushed
+        elif request.Finalize:
+            await history.finalize(request.Ref)
+        else:
             await history.pin(request.Ref, request.Pinned)
         return pb.UpdateBuildHistoryResponse()
 

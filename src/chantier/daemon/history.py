@@ -13,17 +13,17 @@ from pathlib import Path
 
 from chantier.engine import SERVED, SolveResult
 from chantier.engine.history import History as Store
-from chantier.engine.history import Recording, predicates
+from chantier.engine.recording import Recording, predicates
 from chantier.errors import ChantierError, NotFoundError, UsageError
 from chantier.pb import common_pb2
 from chantier.pb import control_pb2 as pb
-from chantier.record import ATTESTATION_TYPE, CANCELED, ERROR_TYPE, LOG_TYPE, OF_IMAGE, PLATFORM, BuildRecord
+from chantier.record import ATTESTATION_TYPE, CANCELED, ERROR_TYPE, LOG_TYPE, OF_IMAGE, PLATFORM, TRACE_TYPE, BuildRecord
 from chantier.values import dataclass
 from chantier.wire import GrpcError
 from chantier.wire.status import CANCELLED, UNKNOWN
 
 from .history_filters import compile_filters
-from .progress import packed
+from .progress import packed, timed
 
 _log = logging.getLogger(__name__)
 STARTED, COMPLETE, DELETED = (
@@ -123,6 +123,16 @@ class History:
         """All that is kept of a build that has ended. Raises NotFoundError."""
         return await asyncio.to_thread(self._with_log, await self._known(ref))
 
+    async def finalize(self, ref: str) -> None:
+        """Make the trace of a build that has ended. Of one that runs, or that nobody knows, there is nothing to be made."""
+        record = await asyncio.to_thread(self.store.find, ref) if ref else None
+        if record is not None and record.completed and record.attached(TRACE_TYPE) is None:
+            self._tell(COMPLETE, message_of(await asyncio.to_thread(self._with_trace, record)))
+
+    def _with_trace(self, record: BuildRecord) -> BuildRecord:
+        log = self.store.log(record.ref)
+        return self.store.trace(record.ref, timed(log) if log is not None else None)
+
     async def pin(self, ref: str, pinned: bool) -> None:
         await self._known(ref)
         record = await asyncio.to_thread(self.store.pin, ref, pinned=pinned)
@@ -178,7 +188,17 @@ class History:
         """Oldest first; with a limit the newest, newest first."""
         newest_first = [r for r in self._some(request.Ref) if r.completed and wanted(message_of(r))]
         chosen = newest_first[: request.Limit] if request.Limit > 0 else newest_first[::-1]
-        return [message_of(self._with_log(record)) for record in chosen]
+        return [message_of(self._shown(record, alone=bool(request.Ref))) for record in chosen]
+
+    def _shown(self, record: BuildRecord, *, alone: bool) -> BuildRecord:
+        """A record as it is listed; with its trace if it is asked for by name: some clients look for that without `finalize`."""
+        record = self._with_log(record)
+        if alone:
+            try:
+                return self._with_trace(record)
+            except (ChantierError, OSError) as err:  # the disk is full, or it is just removed
+                _log.debug("no trace of build %s: %s", record.ref, err)
+        return record
 
     def _some(self, ref: str) -> list[BuildRecord]:
         """All records, newest first, or the one of a reference. A reference that no build can have is nobody's."""
@@ -238,6 +258,8 @@ def message_of(record: BuildRecord) -> pb.BuildHistoryRecord:
         descriptor = pb.Descriptor(media_type=one.media_type, digest=one.digest, size=one.size, annotations=notes)
         if one.media_type == LOG_TYPE:
             made.logs.CopyFrom(descriptor)
+        elif one.media_type == TRACE_TYPE:
+            made.trace.CopyFrom(descriptor)
         elif one.media_type == ERROR_TYPE:
             made.externalError.CopyFrom(descriptor)
         elif one.media_type == ATTESTATION_TYPE:

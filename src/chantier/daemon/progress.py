@@ -12,7 +12,7 @@ import asyncio
 import os
 import struct
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 from chantier.pb import control_pb2 as pb
@@ -168,6 +168,42 @@ async def replay(path: Path) -> AsyncIterator[pb.StatusResponse]:
             if len(data) < length:
                 return
             yield pb.StatusResponse.FromString(data)
+
+
+def timed(path: Path) -> Iterator[Event]:
+    """Of such a file what says when something began and ended: the steps, and what went on in them."""
+    with open(path, "rb") as file:
+        while len(head := file.read(_LENGTH.size)) == _LENGTH.size:
+            (length,) = _LENGTH.unpack(head)
+            data = file.read(length)
+            if len(data) < length:
+                return
+            message = pb.StatusResponse.FromString(data)
+            for vertex in message.vertexes:
+                yield Vertex(
+                    digest=vertex.digest,
+                    name=vertex.name,
+                    inputs=tuple(vertex.inputs),
+                    started=_ns(vertex, "started"),
+                    completed=_ns(vertex, "completed"),
+                    cached=vertex.cached,
+                    error=vertex.error,
+                )
+            for status in message.statuses:
+                yield Status(
+                    id=status.ID,
+                    vertex=status.vertex,
+                    name=status.name,
+                    current=status.current,
+                    total=status.total,
+                    timestamp=_ns(status, "timestamp") or 0,
+                    started=_ns(status, "started"),
+                    completed=_ns(status, "completed"),
+                )
+
+
+def _ns(message: pb.Vertex | pb.VertexStatus, field: str) -> int | None:
+    return int(getattr(message, field).ToNanoseconds()) if message.HasField(field) else None
 
 
 def packed(events: Iterable[Event]) -> bytes:

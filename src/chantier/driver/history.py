@@ -10,6 +10,7 @@ import asyncio
 import io
 import json
 import tarfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from chantier.client import history
 from chantier.errors import UnsupportedError, UsageError
 from chantier.progress import Event, Silent
-from chantier.record import RUNNING, BuildRecord, choose, load_record
+from chantier.record import RUNNING, TRACE_TYPE, BuildRecord, choose, load_record
 from chantier.values import asdict
 
 if TYPE_CHECKING:
@@ -59,6 +60,25 @@ class RemoteHistory:
     def blob(self, ref: str, digest: str) -> bytes:
         """The bytes of an attachment. Raises NotFoundError."""
         return self._run(lambda: self._of(ref, lambda client: _blob(client, digest)))
+
+    def trace(self, ref: str = "") -> BuildRecord:
+        """The record of a build with its trace, where the daemon keeps one. Raises NotFoundError, UsageError for one that runs."""
+        record = self.get(ref)
+        if record.status == RUNNING:
+            raise UsageError(f"build {record.ref} has no trace yet: it is running")
+        if record.attached(TRACE_TYPE) is None:
+            self._run(lambda: self._of(record.ref, lambda client: history.finalize(client, record.ref)))
+            record = self._soon(record.ref)
+        return record
+
+    def _soon(self, ref: str) -> BuildRecord:
+        """A stock daemon answers before it has written what was asked for."""
+        for wait_s in (0.1, 0.2, 0.4, 0.8, 1.6, 0.0):
+            record = self.get(ref)
+            if record.attached(TRACE_TYPE) is not None or not wait_s:
+                break
+            time.sleep(wait_s)
+        return record
 
     def remove(self, ref: str) -> None:
         found = self.get(ref).ref

@@ -34,11 +34,12 @@ from .environment import load_environment
 from .explain import Explainer
 from .fetch import RegistryFetcher
 from .gc import collect
-from .history import History, Recording
+from .history import History
 from .notes import Notes
 from .ops import Ops
 from .platforms import emulated
 from .producers import Producers
+from .recording import Recording
 from .request import SolveRequest, SolveResult
 from .results import Results
 

@@ -4,7 +4,7 @@
     ROOT/builds/REF/start.json     what was asked for; locked as long as the build runs
     ROOT/builds/REF/events.jsonl   every event, as it came
     ROOT/builds/REF/log            the same as a daemon's clients get it, in place of events.jsonl, while the build runs
-    ROOT/builds/REF/blobs/HEX      attachments by sha256: that log once it is whole, errors with details, attestations
+    ROOT/builds/REF/blobs/HEX      attachments by sha256: that log once it is whole, errors with details, attestations, a trace
     ROOT/builds/REF/record.json    how it ended, written last and as a whole
 
 A directory without a record whose lock is free is of a build whose process died: it is `interrupted`, and what it said until
@@ -14,49 +14,38 @@ then is there. An export is a tar of such directories.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import re
 import shutil
 import tarfile
-import threading
 import time
-from base64 import b64decode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from chantier.errors import ChantierError, NotFoundError, UsageError
+from chantier.errors import NotFoundError, UsageError
 from chantier.kernel.trace import point
-from chantier.progress import Event, Reporter, Vertex, Warning
+from chantier.progress import Event, Reporter
 from chantier.record import (
-    ATTESTATION_TYPE,
-    CANCELED,
-    COMPLETED,
-    ERROR,
     INTERRUPTED,
     LOG_TYPE,
-    PLATFORM,
-    PREDICATE,
     RUNNING,
-    Attachment,
+    TRACE_TYPE,
     BuildRecord,
-    StepRecord,
     choose,
     load_record,
 )
-from chantier.solver import Explanation
-from chantier.spec import dumps_indent
-from chantier.spec.slsa import PROVENANCE
 from chantier.values import asdict, replace
 
 from .attachments import Attachments
-from .events import dump, load
+from .events import load
 from .outlines import Outlines
-from .request import SolveRequest, SolveResult
+from .record_file import last_change, locked, read, write
+from .recording import Recording
+from .request import SolveRequest
 from .secrecy import open_attrs
+from .trace import encode, spans_of
 
 KEEP = 50
 KEEP_S = 48 * 3600.0
@@ -64,7 +53,6 @@ _INTERRUPTED = "the engine died while it ran this build"
 _REF = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}\Z")
 _BLOB = re.compile(r"blobs/[0-9a-f]{64}\Z")
 _MEMBERS = ("start.json", "events.jsonl", "log", "record.json")
-_MAX_RECORD = 16 << 20
 
 
 class History:
@@ -172,6 +160,19 @@ class History:
         made = Attachments(self._path(record.ref)).put(media_type, data, annotations)
         return record if made in record.attachments else self._change(record, attachments=(*record.attachments, made))
 
+    def trace(self, ref: str = "", events: Iterable[Event] | None = None) -> BuildRecord:
+        """The record of a build with its trace, which is made of its log when it is first asked for, or of these events.
+
+        Raises NotFoundError, UsageError for a build that runs, OSError.
+        """
+        record = self.get(ref)
+        if record.status == RUNNING:
+            raise UsageError(f"build {record.ref} has no trace yet: it is running")
+        if record.attached(TRACE_TYPE) is not None:
+            return record
+        spans = spans_of(record, self.events(record.ref) if events is None else events)
+        return self.attach(record.ref, TRACE_TYPE, encode(record, spans))
+
     def adopt_log(self, ref: str, media_type: str) -> BuildRecord:
         """Make the log of a build that was interrupted an attachment."""
         record = self.get(ref)
@@ -201,7 +202,7 @@ class History:
 
     def _change(self, record: BuildRecord, **changes: Any) -> BuildRecord:
         changed = replace(record, generation=record.generation + 1, **changes)
-        _write(self._path(record.ref) / "record.json", asdict(changed))
+        write(self._path(record.ref) / "record.json", asdict(changed))
         return changed
 
     def collect(self) -> list[str]:
@@ -268,7 +269,7 @@ class History:
                     with (taken[ref] / name).open("wb") as file:
                         shutil.copyfileobj(content, file)
             for ref, directory in taken.items():
-                document = _read(directory / "record.json")
+                document = read(directory / "record.json")
                 if document is None or document.get("ref") != ref:
                     raise UsageError(f"not a build history: no record of {ref}")
                 os.rename(directory, self._path(ref))
@@ -291,17 +292,17 @@ class History:
         if not _REF.match(name):
             return None
         directory = self.directory / name
-        document = _read(directory / "record.json")
+        document = read(directory / "record.json")
         if document is None:
-            document = _read(directory / "start.json")
+            document = read(directory / "start.json")
             if document is None:
                 return None
-            if _locked(directory / "start.json"):
+            if locked(directory / "start.json"):
                 document["status"] = RUNNING
-            elif (again := _read(directory / "record.json")) is not None:  # it ended as we looked
+            elif (again := read(directory / "record.json")) is not None:  # it ended as we looked
                 document = again
             else:
-                document |= {"status": INTERRUPTED, "completed": _last_change(directory), "error": _INTERRUPTED, "code": 2}
+                document |= {"status": INTERRUPTED, "completed": last_change(directory), "error": _INTERRUPTED, "code": 2}
         return load_record(document)
 
     def _delete(self, ref: str) -> None:
@@ -313,203 +314,8 @@ class History:
         point("history.removed")
 
 
-class Recording:
-    """One build being recorded. A Reporter; `end` it."""
-
-    def __init__(self, history: History, directory: Path, record: BuildRecord, reporter: Reporter, *, events: bool) -> None:
-        self._history = history
-        self._directory = directory
-        self.record = record
-        self.reporter = reporter
-        self._lock = threading.Lock()
-        self._vertices: dict[str, Vertex] = {}
-        self._warnings = 0
-        self._steps: tuple[Explanation, ...] = ()
-        self._provenance: Mapping[str, Any] = {}
-        self._held = _write(directory / "start.json", asdict(record), hold=True)
-        self._events: BinaryIO | None = (directory / "events.jsonl").open("ab") if events else None
-        self._attachments: list[Attachment] = []
-        point("history.begun")
-
-    @property
-    def log(self) -> Path:
-        """Where whoever keeps the log writes it."""
-        return self._directory / "log"
-
-    def attach(self, media_type: str, data: bytes, annotations: Mapping[str, str] | None = None) -> Attachment:
-        """Keep something with the record. Raises OSError."""
-        made = Attachments(self._directory).put(media_type, data, annotations)
-        self._attachments.append(made)
-        return made
-
-    def attach_log(self, media_type: str) -> Attachment:
-        """Keep what was written to `log`. Raises OSError."""
-        made = Attachments(self._directory).adopt(media_type, self.log)
-        self._attachments.append(made)
-        return made
-
-    def emit(self, event: Event, /) -> None:
-        self.reporter.emit(event)
-        with self._lock:
-            if isinstance(event, Vertex):
-                self._vertices[event.digest] = event
-            elif isinstance(event, Warning):
-                self._warnings += 1
-            if self._events is None:
-                return
-            try:
-                self._events.write(dump(event) + b"\n")
-                point("history.logged")
-            except (OSError, ValueError):  # a full disk must not end the build that filled it: the log ends here
-                self._events = None
-
-    def _attach_result(self, result: SolveResult) -> None:
-        for data, notes in predicates(result.provenance):
-            self.attach(ATTESTATION_TYPE, data, notes)
-        for media_type, document, about in result.documents:
-            self.attach(media_type, document, about)
-
-    def note(self, steps: Sequence[Explanation], provenance: Mapping[str, Any]) -> None:
-        """While the build's job lives: what became of its steps, and what it had come to if it has no result."""
-        self._steps = tuple(steps)
-        self._provenance = provenance
-
-    def end(self, result: SolveResult | None, error: BaseException | None, *, code: int = 0, text: str = "") -> bool:
-        """Write how it ended; `code` and `text` are what was answered in place of the error. False if it cannot be written:
-        a build is not to fail because it cannot be remembered."""
-        from asyncio import CancelledError
-
-        from chantier.errors import CancelledError_
-
-        status = COMPLETED if error is None else CANCELED if isinstance(error, CancelledError | CancelledError_) else ERROR
-        completed = self._history.clock()
-        vertices = [vertex for vertex in self._vertices.values() if vertex.started or vertex.cached]
-        made = dict(result.provenance) if result is not None else {}
-        document = asdict(self.record) | {
-            "status": status,
-            "completed": completed,
-            "response": dict(result.response) if result is not None else {},
-            "error": "" if error is None else text or str(error) or type(error).__name__,
-            "code": code,
-            "metadata": _texts(result.metadata) if result is not None else {},
-            "results": _descriptors(result.answers) if result is not None else {},
-            "total": len(self._vertices),
-            "done": sum(1 for vertex in vertices if vertex.completed),
-            "cached": sum(1 for vertex in vertices if vertex.cached),
-            "warnings": self._warnings,
-            "steps": [asdict(_step(step)) for step in self._steps if step.outcome],
-            "provenance": next(iter(made.values()), self._provenance),
-            "provenances": made if len(made) > 1 else {},
-        }
-        with self._lock:
-            events, self._events = self._events, None
-            try:
-                if events is not None:
-                    events.close()
-                if result is not None:
-                    self._attach_result(result)
-                document["attachments"] = [asdict(one) for one in self._attachments]
-                _write(self._directory / "record.json", document)
-                written = True
-            except OSError:
-                written = False  # it will be shown as interrupted
-            finally:
-                os.close(self._held)
-        with contextlib.suppress(ChantierError, OSError):
-            self._history.collect()
-        return written
-
-
-def predicates(provenance: Mapping[str, Any]) -> Iterator[tuple[bytes, dict[str, str]]]:
-    """The whole provenance of each result, the predicate alone (protocol.md 4.6), and what is noted of it."""
-    for platform, predicate in provenance.items():
-        notes = {PREDICATE: PROVENANCE + "v1"}
-        yield dumps_indent(predicate), notes | ({PLATFORM: platform} if platform else {})
-
-
-def _step(found: Explanation) -> StepRecord:
-    return StepRecord(
-        vertex=found.vertex,
-        name=found.name,
-        outcome=found.outcome,
-        reason=found.reason,
-        nearest=found.nearest.name if found.nearest is not None else "",
-        differences=found.differences,
-    )
-
-
-def _write(path: Path, document: Mapping[str, Any], *, hold: bool = False) -> int:
-    """Whole or not at all; with `hold` the file stays open and locked, and its descriptor is given."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        if hold:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        data = memoryview(json.dumps(document, separators=(",", ":"), default=str).encode())
-        while data:
-            data = data[os.write(fd, data) :]
-        os.fsync(fd)
-        point("history.writing")
-        os.rename(part, path)
-        point("history.written")
-    except BaseException:
-        os.close(fd)
-        part.unlink(missing_ok=True)
-        raise
-    if hold:
-        return fd
-    os.close(fd)
-    return -1
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        with path.open("rb") as file:
-            document = json.loads(file.read(_MAX_RECORD))
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
-
-
-def _last_change(directory: Path) -> int:
-    """When a build that was interrupted last said anything, in nanoseconds since the epoch."""
-    times = []
-    for name in ("start.json", "events.jsonl", "log"):
-        with contextlib.suppress(FileNotFoundError):
-            times.append((directory / name).stat().st_mtime_ns)
-    return max(times, default=0)
-
-
-def _texts(metadata: Mapping[str, bytes]) -> dict[str, str]:
-    found = {}
-    for key, value in metadata.items():
-        with contextlib.suppress(UnicodeDecodeError):
-            found[key] = value.decode()
-    return found
-
-
-def _descriptors(answers: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Of the images that were exported, by the number of the exporter, in OCI's JSON."""
-    key = "containerimage.descriptor"
-    return {str(number): json.loads(b64decode(answer[key])) for number, answer in enumerate(answers) if key in answer}
-
-
 def _lives(pid: str) -> bool:
     return pid.isdecimal() and Path("/proc", pid).exists()
-
-
-def _locked(path: Path) -> bool:
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -518,15 +324,4 @@ def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
     return info
 
 
-__all__ = [
-    "CANCELED",
-    "COMPLETED",
-    "ERROR",
-    "INTERRUPTED",
-    "RUNNING",
-    "BuildRecord",
-    "History",
-    "Recording",
-    "StepRecord",
-    "predicates",
-]
+__all__ = ["History"]
