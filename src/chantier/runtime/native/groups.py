@@ -160,7 +160,7 @@ class Hierarchy:
         if (insecure or own_parent or rules) and self.devices:
             names.add("devices")
         # A privileged step has groups in every hierarchy, as far as we may make them: it may make more below them.
-        rest = self._hierarchies() - names if insecure else set()
+        rest = self._hierarchies() - names if insecure and self.delegated is None else set()
         made: list[str] = []
         try:
             for name in sorted(rest):
