@@ -24,9 +24,10 @@ from .running import Converted, Running, result_of
 
 if TYPE_CHECKING:
     from chantier.engine import Engine, SolveRequest
-    from chantier.engine.cache_mounts import CacheMounts, Place
+    from chantier.engine.cache_mounts import CacheMounts
     from chantier.engine.history import History
     from chantier.engine.look import Checked, Plan
+    from chantier.engine.mount_places import Place
     from chantier.registry import Memory
     from chantier.store import UsageRecord
 
@@ -109,7 +110,8 @@ class Embedded(Running):
 
     async def cache_mounts(self, work: Callable[[CacheMounts, Callable[[Mapping[str, str]], Place]], str]) -> str:
         """Do something with the cache mounts, in a thread; the second argument makes a place of its description."""
-        from chantier.engine.cache_mounts import CacheMounts, place_of
+        from chantier.engine.cache_mounts import CacheMounts
+        from chantier.engine.mount_places import place_of
         from chantier.session.local import LocalSession
 
         from .logins import credentials_of
