@@ -201,14 +201,14 @@ class Command:
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         return {**os.environ, "CHANTIER_ROOT": str(self.root), "CHANTIER_CONFIG": str(self.config), **self.env, **(more or {})}
 
-    def __call__(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 120) -> Done:
+    def __call__(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 300) -> Done:
         done = subprocess.run(
             self.argv(*args), input=stdin, capture_output=True, env=self.environment(env), timeout=timeout, check=False
         )
         return Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
     def build(
-        self, dockerfile: str, *args: str, context: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 120
+        self, dockerfile: str, *args: str, context: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
     ) -> Done:
         """Build with the Dockerfile on standard input."""
         where = context

@@ -99,7 +99,7 @@ def counts(point: str) -> tuple[int, ...]:
     return tuple(range(1, 400)) if LONG else (1, 2, 5, 13, 34, 89)
 
 
-@pytest.mark.timeout(0 if LONG else 300)
+@pytest.mark.timeout(0 if LONG else 900)
 @pytest.mark.parametrize("point", STORE_POINTS)
 def test_killed_at(point: str, tmp_path: Path, run: Run) -> None:
     for count in counts(point):
@@ -124,7 +124,7 @@ def test_killed_at(point: str, tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if LONG else 300)
+@pytest.mark.timeout(0 if LONG else 900)
 def test_killed_at_random_moments(tmp_path: Path, run: Run) -> None:
     rng = random.Random(7)
     path = tmp_path / "root"

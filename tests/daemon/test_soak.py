@@ -75,7 +75,7 @@ async def build(daemon: Chantierd, numbers: range, registry: RealRegistry) -> No
     await asyncio.gather(*(some(list(numbers)[n::4]) for n in range(4)))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_many_builds_leave_nothing(start_daemon: Start, registry: RealRegistry) -> None:
     daemon = start_daemon()
     asyncio.run(build(daemon, range(30), registry))

@@ -64,7 +64,7 @@ def step(number: int) -> str:
     return f"FROM alpine\nRUN {block} && for i in $(seq {ADDED - 1}); do cat /block; done > /big # {number}\n"
 
 
-@pytest.mark.timeout(0 if "CHANTIER_CEILING" in os.environ else 300)
+@pytest.mark.timeout(0 if "CHANTIER_CEILING" in os.environ else 900)
 @pytest.mark.parametrize("engine", ["embedded", "daemon"])
 def test_many_builds_stay_below_the_limit(
     make_command: Callable[..., Command], start_daemon: Start, tmp_path: Path, engine: str

@@ -113,12 +113,12 @@ class World:
         args = ["--config", str(self.config), "--root", str(self.root), "--addr", self.address]
         self.pid = self.forks.start(args, self.directory / "log", crash_at)
 
-    def wait(self, seconds: float = 60) -> bool:
+    def wait(self, seconds: float = 120) -> bool:
         """Until the engine is open; False if the daemon died before."""
 
         async def ask() -> None:
             async with dial(self.address) as channel:
-                await Client(channel).workers(timeout_s=10)
+                await Client(channel).workers(timeout_s=60)
 
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -145,7 +145,7 @@ class World:
             time.sleep(0.01)
         return not alive(self.pid)
 
-    def gone(self, seconds: float = 30) -> None:
+    def gone(self, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while alive(self.pid):
             assert time.monotonic() < end, "chantierd does not die"
@@ -306,7 +306,7 @@ def day(world: World) -> None:
         world.finished = [one for one in world.finished if one.ref != ref]
 
 
-@pytest.mark.timeout(300 * len(TIMES))
+@pytest.mark.timeout(600 * len(TIMES))
 @pytest.mark.parametrize("point", NAMED)
 def test_killed_at_each_named_step(world: World, point: str) -> None:
     if NAMED.index(point) % EVERY:
@@ -322,7 +322,7 @@ def test_killed_at_each_named_step(world: World, point: str) -> None:
         world.start(f"{point}:{times}")
         if world.wait():
             day(world)
-        if not world.dies():
+        if not world.dies(60 if times == 1 else 5):
             assert times > 1, f"{point} was never reached"
             world.kill()
         world.clean(point)
@@ -334,7 +334,7 @@ def test_killed_at_each_named_step(world: World, point: str) -> None:
         world.finished.clear()
 
 
-@pytest.mark.timeout(0 if LONG else 300)
+@pytest.mark.timeout(0 if LONG else 900)
 def test_killed_at_random_moments(world: World) -> None:
     choose = random.Random(int(os.environ.get("CHANTIER_SEED", "7")))
     world.start()

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.registry,
     pytest.mark.network,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
 ]
 HERE = Path(__file__).parent
 COMPILER = """#!/bin/sh

@@ -141,6 +141,16 @@ def cgroups_of(id: str) -> list[Path]:
     return [root / "buildkit" / id for root in cgroup_roots() if (root / "buildkit" / id).exists()]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first case of an ordinary user's waits for all of them."""
+    from .rootless import LIMIT_S, SUFFIX
+
+    for item in items:
+        kind = item.callspec.params.get("kind", "") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
+        if str(kind).endswith(SUFFIX):
+            item.add_marker(pytest.mark.timeout(LIMIT_S + 60))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """A case of an ordinary user's has been run elsewhere: see rootless.py."""

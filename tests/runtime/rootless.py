@@ -32,7 +32,7 @@ USER = "chantier-test"
 REPOSITORY = Path(__file__).parents[2]
 ROOT_KINDS = ["runc", "native", "native-python"]
 KINDS = [os.environ[INNER]] if INNER in os.environ else [*ROOT_KINDS, f"runc{SUFFIX}", f"native{SUFFIX}"]
-_LIMIT_S = 900
+LIMIT_S = 1200
 
 
 @cache
@@ -160,11 +160,11 @@ def outcomes(module: str, kind: str) -> dict[str, Outcome]:
             done = in_namespace(
                 [
                     python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={where / 'tmp'}", f"--junitxml={report}",
-                    "--timeout=120", module,
+                    "--timeout=300", module,
                 ],
                 cwd=REPOSITORY,
                 env={INNER: kind, "TMPDIR": str(where)},
-                timeout=_LIMIT_S,
+                timeout=LIMIT_S,
                 groups=groups,
             )  # fmt: skip
         if not report.exists():
