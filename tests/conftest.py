@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from chantier.store.root import mount_points
+
 IN_CI = os.environ.get("CI", "") not in ("", "0", "false")
 _NEEDS = {
     "runc": ["runc"],
@@ -101,6 +103,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]
     found.stop()
 
 
+def unmount_below(directory: Path) -> None:
+    """dockerd leaves namespaces mounted, and what containers had in their roots: nobody may remove files in there."""
+    for place in mount_points(directory):
+        subprocess.run(["umount", "-l", place], capture_output=True, check=False)
+
+
 @contextmanager
 def start_docker(directory: Path, *args: str) -> Iterator[str]:
     """A dockerd with state, socket and bridge of its own; yields its address. `args` are more of its flags."""
@@ -123,9 +131,8 @@ def start_docker(directory: Path, *args: str) -> Iterator[str]:
         yield address
     finally:
         process.terminate()
-        process.wait(60)
-        for namespace in (directory / "exec/netns").glob("*"):  # dockerd leaves its own mounted
-            subprocess.run(["umount", "-l", str(namespace)], capture_output=True, check=False)
+        process.wait(120)
+        unmount_below(directory)
 
 
 def make_base(directory: Path) -> Path:

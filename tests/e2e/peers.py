@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..conftest import unmount_below
+
 _SCRIPT = Path(__file__).parents[2] / "scripts/get-buildx"
 
 
@@ -42,7 +44,7 @@ class Engine:
 
     def docker(self, *args: str, check: bool = True) -> str:
         program = self.programs / "usr/bin/docker"
-        done = subprocess.run([program, "-H", self.address, *args], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([program, "-H", self.address, *args], capture_output=True, text=True, timeout=300, check=False)
         assert not check or done.returncode == 0, done.stderr
         return done.stdout + (done.stderr if not check else "")
 
@@ -74,4 +76,5 @@ def start_engine(directory: Path, config: Mapping[str, object] | None = None) ->
         yield engine
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(120)
+        unmount_below(directory)
