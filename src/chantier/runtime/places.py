@@ -185,10 +185,10 @@ def end_groups(groups: Sequence[Path]) -> None:
 
 
 def _end_group(group: Path) -> None:
-    for pid in _text(group / "cgroup.procs").split():
-        with suppress(OSError):
-            os.kill(int(pid), signal.SIGKILL)
     for _ in range(_DYING):
+        for pid in _text(group / "cgroup.procs").split():  # each time: one may have forked while it was killed
+            with suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)
         try:
             group.rmdir()
         except OSError as err:

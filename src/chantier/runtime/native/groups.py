@@ -23,6 +23,7 @@ from typing import Any
 from chantier.errors import UnsupportedError
 from chantier.kernel import attach_device_program
 from chantier.runtime.delegation import Delegation
+from chantier.runtime.places import end_groups
 from chantier.values import dataclass
 
 _DEFAULT_RULES = (
@@ -56,9 +57,7 @@ class Groups:
 
     def remove(self) -> None:
         """After a helper that died: what it would have removed."""
-        for directory in self.own:
-            with suppress(OSError):
-                os.rmdir(directory)
+        end_groups([Path(directory) for directory in self.own])
 
 
 class Hierarchy:

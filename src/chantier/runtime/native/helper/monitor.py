@@ -276,9 +276,10 @@ def _remove_group(path: str, depth: int = 0) -> None:
         if err.errno != errno.EBUSY:
             return
     if depth < _DEPTH:
-        for entry in os.scandir(path):
-            if entry.is_dir(follow_symlinks=False):
-                _remove_group(entry.path, depth + 1)
+        with suppress(OSError):  # the engine has been faster
+            for entry in os.scandir(path):
+                if entry.is_dir(follow_symlinks=False):
+                    _remove_group(entry.path, depth + 1)
     for _attempt in range(100):  # what has just died may be counted there for a moment
         try:
             os.rmdir(path)
