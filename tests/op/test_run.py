@@ -597,7 +597,7 @@ def test_no_runtime_and_no_emulator_are_told(shop: Shop) -> None:
     with pytest.raises(UnsupportedError, match="no emulator for linux/mips64 is registered on this linux/"):
         shop.run(shop.op("true", platform=foreign))
     runtime, shop.worker.runtime = shop.worker.runtime, None
-    shop.worker.no_runtime = "no OCI runtime works on this machine: runc: not found in PATH"
+    shop.worker.no_runtime = "no runtime works on this machine: runc: not found in PATH"
     try:
         with pytest.raises(UnsupportedError, match="runc: not found in PATH"):
             shop.run(shop.op("true"))

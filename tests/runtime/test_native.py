@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from chantier.errors import UnsupportedError
 from chantier.runtime import Container, Native, Process
+from chantier.runtime.native import find_helper
 from chantier.spec import new_id
 
 pytestmark = pytest.mark.root
@@ -128,3 +130,24 @@ def test_a_monitor_made_ahead_leaves_the_cgroups_with_its_server(rootfs: Path, t
         return shared
 
     assert not [group for group in asyncio.run(main()) if os.path.exists(group)]
+
+
+def test_the_helper_is_compiled_once_for_all_roots_where_only_we_can_write(tmp_path: Path) -> None:
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    first = find_helper((shared, own), "c").program
+    assert first.parent == shared
+    made = first.stat().st_ino
+    assert find_helper((shared, own), "c").program.stat().st_ino == made
+    assert not own.exists()
+    for path, mode in ((shared, 0o777), (first, 0o775)):
+        before = path.stat().st_mode & 0o7777
+        path.chmod(mode)
+        assert find_helper((shared, own), "c").program.parent == own
+        path.chmod(before)
+    os.chown(first, 1, 1)
+    assert find_helper((shared, own), "c").program.parent == own
+    (tmp_path / "file").touch()
+    assert find_helper((tmp_path / "file", own), "c").program.parent == own
+    with pytest.raises(UnsupportedError, match="can be kept in none of"):
+        find_helper((tmp_path / "file",), "c")
+    assert find_helper((tmp_path / "file",)).kind == "python"

@@ -40,7 +40,7 @@ from pathlib import Path
 from chantier.runtime import Container, Process, probe
 
 async def main(state, rootfs, id, mark):
-    runtime = await probe(Path(state))
+    runtime = await probe(Path(state), binary="runc")
     script = "(setsid sleep 600 &); echo ready; sleep 600"
     container = Container(id=id, rootfs=Path(rootfs), process=Process(args=("sh", "-c", script), env=("PATH=/bin", mark)))
     await runtime.run(container, output=lambda _s, data: print(data.decode(), end="", flush=True))
@@ -106,21 +106,17 @@ def test_the_next_start_ends_a_runtime_that_was_still_starting(state: Path, root
     assert not owner.exists()
 
 
-def test_the_verdict_on_a_runtime_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    asked = tmp_path / "asked"
-    wrapper = tmp_path / "bin/runc"
-    wrapper.write_text(f'#!/bin/sh\necho "$*" >> {asked}\nexec {shutil.which("runc")} "$@"\n')
-    wrapper.chmod(0o755)
-
+@pytest.mark.parametrize("binary", ["runc", "native"])
+def test_the_verdict_on_a_runtime_is_kept(tmp_path: Path, binary: str) -> None:
     async def work() -> None:
-        (await probe(tmp_path, search=str(wrapper.parent))).places.close()
-        kept = json.loads((tmp_path / "runtime-probe.json").read_text())
-        assert len(kept) == 1
-        assert " run " in asked.read_text()
-        asked.unlink()
-        (await probe(tmp_path, search=str(wrapper.parent))).places.close()
-        assert not asked.exists()
+        verdicts = tmp_path / "runtime-probe.json"
+        (await probe(tmp_path, binary=binary)).places.close()
+        kept = verdicts.read_bytes()
+        assert len(json.loads(kept)) == 1
+        before = verdicts.stat()
+        (await probe(tmp_path, binary=binary)).places.close()
+        after = verdicts.stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)  # a new trial is written down
 
     asyncio.run(work())
 
@@ -137,14 +133,15 @@ def test_a_runtime_that_fails_is_named_with_its_reason(tmp_path: Path) -> None:
         asyncio.run(probe(tmp_path, binary="nope"))
 
 
-def test_where_no_oci_runtime_works_the_native_sandbox_does(tmp_path: Path) -> None:
-    async def work() -> str:
-        runtime = await probe(tmp_path, search=str(tmp_path / "none"))
+def test_the_native_sandbox_is_the_first_choice_and_what_the_path_has_the_next(tmp_path: Path) -> None:
+    async def work(**more: str) -> str:
+        runtime = await probe(tmp_path, **more)
         await runtime.close()
         return type(runtime).__name__
 
     assert asyncio.run(work()) == Native.__name__
-    assert asyncio.run(work()) == Native.__name__  # remembered
+    assert asyncio.run(work(search=str(tmp_path / "none"))) == Native.__name__  # it needs no program
+    assert asyncio.run(work(helper="of-another-kind")) == Runc.__name__
 
 
 def test_a_runtime_without_seccomp_is_used_without(tmp_path: Path) -> None:
@@ -160,7 +157,7 @@ exec {shutil.which("runc")} "$@"
     picky.chmod(0o755)
 
     async def work() -> bool:
-        runtime = await probe(tmp_path, search=str(picky.parent))
+        runtime = await probe(tmp_path, binary=str(picky))
         assert isinstance(runtime, Runc)
         await runtime.close()
         return runtime._host.seccomp

@@ -195,7 +195,7 @@ class Daemon:
         _log.info('found worker "%s", labels=%s, platforms=[%s]', id, labels(engine), platforms)
         _log.info('found 1 workers, default="%s"', id)
         if engine.worker.no_runtime:
-            _log.warning("no OCI runtime: %s", engine.worker.no_runtime)
+            _log.warning("no runtime: %s", engine.worker.no_runtime)
 
     async def _close(self) -> None:
         await self._server.close(grace_s=2.0)

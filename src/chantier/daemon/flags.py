@@ -125,7 +125,11 @@ def _worker_flags(parser: argparse.ArgumentParser) -> None:
     add("--oci-cni-config-path", help=argparse.SUPPRESS)
     add("--oci-cni-binary-dir", help=argparse.SUPPRESS)
     add("--oci-cni-pool-size", type=int, help=argparse.SUPPRESS)
-    group.add_argument("--oci-worker-binary", metavar="PATH", help="OCI runtime (default: buildkit-runc, runc, crun)")
+    group.add_argument(
+        "--oci-worker-binary",
+        metavar="PATH",
+        help="OCI runtime, or native (default: native, buildkit-runc, runc, crun: the first that works)",
+    )
     group.add_argument("--oci-worker-apparmor-profile", metavar="NAME")
     _bool(group, "oci-worker-selinux", argparse.SUPPRESS)
     group.add_argument("--oci-max-parallelism", metavar="N", help="steps at once; 0 for no limit, num-cpu for one a processor")

@@ -103,7 +103,7 @@ class RunOp:
     def _runtime(self) -> Runtime:
         if self._worker.runtime is None:
             raise UnsupportedError(
-                self._failed(self._worker.no_runtime or "no OCI runtime works on this machine"),
+                self._failed(self._worker.no_runtime or "no runtime works on this machine"),
                 hint="`chantier doctor` says what is missing for one, and for the native sandbox, which needs no program",
             )
         if not runs_here(self._platform, self._worker.platform):

@@ -63,7 +63,7 @@ class Worker:
     root: Path
     cache: Cache
     config: Config
-    runtime: Runtime | None = None  # None: no OCI runtime was found; `no_runtime` says why, and only RUN needs one
+    runtime: Runtime | None = None  # None: none works here; `no_runtime` says why, and only RUN needs one
     no_runtime: str = ""
     platform: Platform = field(default_factory=host_platform)
     parallelism: int = 0  # steps that may run at once, 0 for no limit

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run one process in one rootfs, and say how it ended.
 
-`Runc` runs containers by an OCI runtime, `Native` by the kernel alone, and `probe` finds out which of them works here. The rest
+`Native` runs containers by the kernel alone, `Runc` by an OCI runtime, and `probe` finds out which of them works here. The rest
 of the room prepares what a container sees: `oci` describes it, `users` finds who it runs as, `files` makes hosts and resolv.conf, `stubs` keeps mount
 points out of the result, `network` makes the networks of steps.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding a runtime that works here, by running a container with it: an OCI runtime, or else the native sandbox.
+"""Finding a runtime that works here, by running a container with it: the native sandbox, or else an OCI runtime.
 
 A version number says little: crun before 1.9 refuses a mixed cgroup hierarchy, a runc may lack seccomp, and inside another
 container either may be forbidden to mount /proc. So each candidate runs one process of nine bytes of code in a container
@@ -59,7 +59,7 @@ async def probe(
     search: str | None = None,
     helper: str = "auto",
 ) -> Runc | Native:
-    """The first of the candidates that runs a container, else the native sandbox; `binary` (worker.oci.binary) is then the only one.
+    """The native sandbox where it runs a container, else the first of the candidates that does; `binary` (worker.oci.binary) is the only one.
 
     `root` is the state directory: containers live in its `executor`, where what dead processes left is removed first.
     Raises UnsupportedError that names each candidate and why it failed.
@@ -67,7 +67,7 @@ async def probe(
     host = host or this_host()
     await asyncio.to_thread(recover, root / "executor")
     failed: list[str] = []
-    for name in (binary,) if binary else (*CANDIDATES, NATIVE):
+    for name in (binary,) if binary else (NATIVE, *CANDIDATES):
         if name == NATIVE:
             native = Native(
                 root / "executor", host=host, apparmor=apparmor, selinux=selinux, process_sandbox=process_sandbox, helper=helper
@@ -94,7 +94,7 @@ async def probe(
             )
         failed.append(f"{path}: {verdict.reason}")
     raise UnsupportedError(
-        "no OCI runtime works on this machine: " + "; ".join(failed),
+        "no runtime works on this machine: " + "; ".join(failed),
         detail="\n".join(failed),
         hint="`chantier doctor` says what is missing; or name a runtime that works as `binary` in [worker.oci]",
     )

@@ -11,10 +11,12 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,15 +41,38 @@ class Helper:
     env: tuple[tuple[str, str], ...] = ()
 
 
-def find_helper(cache: Path, kind: str = "auto") -> Helper:
-    """The helper of this machine. `kind` c or python insists; auto takes C where a compiler is, or has once been, found."""
+def caches(last: Path) -> tuple[Path, ...]:
+    """Where the compiled helper may be kept, in the order of trial: what all engines of the user share, and `last`."""
+    shared = (Path("/var/cache/chantier"),) if os.geteuid() == 0 else ()
+    return (*shared, Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "chantier"), last)
+
+
+def find_helper(places: Sequence[Path], kind: str = "auto") -> Helper:
+    """The helper of this machine. `kind` c or python insists; auto takes C where a compiler is, or has once been, found.
+
+    It is compiled once, in the first of `places` that is ours and can be written to.
+    """
     if kind not in ("auto", "c", "python"):
         raise UnsupportedError(f"unknown kind of sandbox helper {kind!r}", hint="kinds are auto, c and python")
     if kind != "python":
-        compiled = _compiled(cache, must=kind == "c")
-        if compiled is not None:
-            return Helper(kind="c", program=compiled, args=("chantier-sandbox",))
+        for place in places:
+            try:
+                compiled = _compiled(place, must=kind == "c")
+                if compiled is None:
+                    break
+                if _is_ours(place) and _is_ours(compiled):
+                    return Helper(kind="c", program=compiled, args=("chantier-sandbox",))
+            except OSError:  # not ours to write to, or not there and not to be made
+                continue
+    if kind == "c":
+        raise UnsupportedError(f"the sandbox helper in C can be kept in none of {', '.join(map(str, places))}")
     return _python()
+
+
+def _is_ours(path: Path) -> bool:
+    """Nobody else can have put it there, or can change it."""
+    info = path.lstat()
+    return info.st_uid == os.geteuid() and not stat.S_ISLNK(info.st_mode) and not info.st_mode & 0o022
 
 
 def _compiled(cache: Path, *, must: bool) -> Path | None:

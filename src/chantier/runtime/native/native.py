@@ -24,7 +24,7 @@ from chantier.runtime.users import home_of
 from chantier.spec import new_id
 from chantier.values import dataclass, field
 
-from .built import Helper, find_helper
+from .built import Helper, caches, find_helper
 from .groups import Groups, Hierarchy
 from .hooked import Hooked
 from .plan import exec_plan, run_plan
@@ -76,7 +76,7 @@ class Native:
 
     def find(self) -> Helper:
         """The helper that is used here, compiled if that has to be done yet. UnsupportedError if there can be none."""
-        return find_helper(self.places.root.parent / "native", self._helper)
+        return find_helper(caches(self.places.root.parent / "native"), self._helper)
 
     async def run(
         self,
