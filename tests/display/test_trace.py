@@ -63,6 +63,15 @@ def test_a_tree_by_time() -> None:
     assert list(tree([])) == []
 
 
+@pytest.mark.parametrize(
+    ("code", "kept", "shown"), [(0, 0, False), ("Unset", 0, False), (1, 2, True), ("Error", 2, True), (2, 1, False)]
+)
+def test_codes_are_those_of_the_sdk(code: int | str, kept: int, shown: bool) -> None:
+    spans = [span("00f067aa0ba902b7", "x", "2026-01-02T03:04:05Z", "2026-01-02T03:04:06Z", Status={"Code": code})]
+    assert ("ERROR" in "".join(tree(spans))) is shown
+    assert otlp(spans)["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["status"] == {"code": kept}
+
+
 def test_a_chain_of_any_depth() -> None:
     times = ("2026-01-02T03:04:05Z", "2026-01-02T03:04:06Z")
     chain = [span(f"{n:016x}", f"s{n}", *times, parent=f"{n - 1:016x}") for n in range(2, 3000)]

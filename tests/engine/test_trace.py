@@ -81,8 +81,8 @@ def test_the_document_is_of_whole_spans() -> None:
     assert len(whole["SpanContext"]["TraceID"]) == 32
     assert whole["StartTime"] == "1970-01-01T00:00:01.000000000Z"
     assert whole["EndTime"] == "1970-01-01T00:00:09.000000009Z"
-    assert whole["Status"] == {"Code": "Error", "Description": "it broke"}
-    assert rest[0]["Status"] == {"Code": "Unset", "Description": ""}
+    assert whole["Status"] == {"Code": 1, "Description": "it broke"}
+    assert rest[0]["Status"] == {"Code": 0, "Description": ""}
     assert rest[0]["Attributes"] == [
         {"Key": "vertex", "Value": {"Type": "STRING", "Value": "sha256:image"}},
         {"Key": "cached", "Value": {"Type": "BOOL", "Value": False}},

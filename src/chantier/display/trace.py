@@ -16,6 +16,7 @@ from chantier.errors import IntegrityError
 
 _BAR = 32
 _NAME = 90
+_ERROR = (1, "Error")  # the SDK reads either, and writes the number
 
 
 def read_spans(data: bytes) -> list[dict[str, Any]]:
@@ -73,7 +74,7 @@ def _notes(span: Mapping[str, Any]) -> str:
     """What a name does not tell: that nothing had to be done, that it failed."""
     notes = ["CACHED"] if _attributes(span).get("cached") is True else []
     status = span.get("Status") or {}
-    if status.get("Code") == "Error":
+    if status.get("Code") in _ERROR:
         text = " ".join(str(status.get("Description") or "").split())
         notes.append(f"ERROR: {text}" if text else "ERROR")
     return f"  {'; '.join(notes)}" if notes else ""
@@ -98,7 +99,7 @@ def otlp(spans: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {"resourceSpans": list(groups.values())}
 
 
-_CODES = {"Unset": 0, "Ok": 1, "Error": 2}
+_CODES = {"Ok": 1, 2: 1, "Error": 2, 1: 2}  # of the SDK, by name or number, to those of OTLP
 
 
 def _otlp_span(span: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def _otlp_span(span: Mapping[str, Any]) -> dict[str, Any]:
             }
             for one in span.get("Links") or ()
         ],
-        "status": {"code": _CODES.get(str(status.get("Code")), 0)},
+        "status": {"code": _CODES.get(status.get("Code", 0), 0)},
     }
     if status.get("Description"):
         made["status"]["message"] = status["Description"]

@@ -22,6 +22,7 @@ from chantier.record import BuildRecord
 from chantier.values import dataclass
 
 _INTERNAL = 1  # trace.SpanKindInternal
+_UNSET, _ERROR = 0, 1  # codes.Code of the SDK; OTLP counts otherwise
 _SAMPLED = "01"
 _NEVER_ENDED = "it had not ended when the build did"
 
@@ -128,7 +129,7 @@ def encode(record: BuildRecord, spans: Sequence[Span]) -> bytes:
 
 
 def _stub(span: Span, trace: str, children: int) -> dict[str, Any]:
-    scope = {"Name": "chantier", "Version": __version__, "SchemaURL": "", "Attributes": None}
+    scope = {"Name": "chantier", "Version": __version__, "SchemaURL": "", "Attributes": {}}
     return {
         "Name": span.name,
         "SpanContext": _context(trace, span.id),
@@ -141,7 +142,7 @@ def _stub(span: Span, trace: str, children: int) -> dict[str, Any]:
         "Links": [
             {"SpanContext": _context(trace, id), "Attributes": None, "DroppedAttributeCount": 0} for id in span.links
         ] or None,
-        "Status": {"Code": "Unset" if span.error is None else "Error", "Description": span.error or ""},
+        "Status": {"Code": _UNSET if span.error is None else _ERROR, "Description": span.error or ""},
         "DroppedAttributes": 0,
         "DroppedEvents": 0,
         "DroppedLinks": 0,
