@@ -21,6 +21,7 @@ from chantier.values import dataclass
 
 # linux/netlink.h, linux/rtnetlink.h
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
+_NLM_F_DUMP_INTR = 0x10  # of an answer: something has changed while it was made (netlink(7), linux/netlink.h)
 _NLM_F_EXCL, _NLM_F_CREATE = 0x200, 0x400
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
@@ -138,25 +139,36 @@ class Rtnetlink:
         self._ask(_RTM_NEWROUTE, _NLM_F_CREATE | _NLM_F_EXCL, body, f"default via {gateway}")
 
     def _ask(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
-        """One request and the bodies of what is answered: until the acknowledgement, or the end of a dump."""
+        """One request and the bodies of what is answered: until the acknowledgement, or the end of a dump.
+
+        A dump during which others changed something may lack what was there all the time, and is asked for again.
+        """
+        while True:
+            answers, whole = self._ask_once(kind, flags, body, what)
+            if whole:
+                return answers
+
+    def _ask_once(self, kind: int, flags: int, body: bytes, what: str) -> tuple[list[bytes], bool]:
         self._sequence += 1
         flags |= _NLM_F_REQUEST | (0 if flags & _NLM_F_DUMP == _NLM_F_DUMP else _NLM_F_ACK)
         self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
         answers: list[bytes] = []
+        whole = True
         while True:
             data = self._socket.recv(_BUFFER)
             while data:
-                length, said, _flags, sequence, _port = _HEADER.unpack_from(data)
+                length, said, told, sequence, _port = _HEADER.unpack_from(data)
                 message, data = data[_HEADER.size : length], data[_align(length) :]
                 if sequence != self._sequence:  # of a request that was given up
                     continue
+                whole = whole and not told & _NLM_F_DUMP_INTR
                 if said == _NLMSG_ERROR:
                     code = -struct.unpack_from("=i", message)[0]
                     if code:
                         raise OSError(code, os.strerror(code), what)
-                    return answers
+                    return answers, True
                 if said == _NLMSG_DONE:
-                    return answers
+                    return answers, whole
                 answers.append(message)
 
 

@@ -22,8 +22,10 @@ PLUGINS = "/usr/lib/cni"
 
 def ip(*args: str) -> Any:
     """iproute2's own view."""
-    done = subprocess.run(["ip", "-j", *args], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout or "[]")
+    while True:
+        done = subprocess.run(["ip", "-j", *args], capture_output=True, text=True, check=True)
+        if "interrupted" not in done.stderr:  # else others have changed something meanwhile, and some may be missing
+            return json.loads(done.stdout or "[]")
 
 
 def links() -> set[str]:
@@ -76,8 +78,13 @@ class Net:
 
     def mounts(self) -> list[str]:
         """Namespaces that are mounted below the state directory."""
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        return [line.split()[4] for line in lines if line.split()[4].startswith(f"{self.state}/")]
+        before: list[str] | None = None
+        while True:  # it is read in pieces, between which others may mount something: one may be missing
+            lines = Path("/proc/self/mountinfo").read_text().splitlines()
+            found = [line.split()[4] for line in lines if line.split()[4].startswith(f"{self.state}/")]
+            if found == before:
+                return found
+            before = found
 
 
 _count = 0

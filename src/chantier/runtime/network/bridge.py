@@ -140,11 +140,12 @@ class Bridge:
         return made.index, made.mtu
 
     def _check_subnet(self, host: kernel.Rtnetlink) -> None:
-        names = {link.index: link.name for link in host.links()}
-        for index, address in host.addresses():
-            if address.network.overlaps(self._subnet) and names.get(index) != self.name:
+        addresses = host.addresses()
+        names = {link.index: link.name for link in host.links()}  # of one that is missing the interface has gone meanwhile
+        for index, address in addresses:
+            if address.network.overlaps(self._subnet) and names.get(index, self.name) != self.name:
                 raise UnsupportedError(
-                    f"the subnet {self._subnet} of the bridge {self.name} overlaps {address} of {names.get(index)}",
+                    f"the subnet {self._subnet} of the bridge {self.name} overlaps {address} of {names[index]}",
                     hint="set another bridgeSubnet in [worker.oci]",
                 )
 
