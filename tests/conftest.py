@@ -16,10 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from chantier.store.root import mount_points
 
 IN_CI = os.environ.get("CI", "") not in ("", "0", "false")
+settings.register_profile("busy", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # what an example takes says nothing on a machine with other work; all else as it is, in CI too
 _NEEDS = {
     "runc": ["runc"],
     "registry": ["docker-registry"],

@@ -147,7 +147,7 @@ CHANGES = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.one_of(st.lists(CHANGES, max_size=4), st.sampled_from(["r1", "r2"])), max_size=8))
 def test_disk_and_fake_agree(tmp_path_factory: pytest.TempPathFactory, steps: list[list[Change] | str]) -> None:
     db = Db(tmp_path_factory.mktemp("keys") / "keys.db")

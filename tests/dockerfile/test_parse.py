@@ -214,7 +214,7 @@ def test_two_thousand_lines_parse_quickly() -> None:
     data = b"FROM a\n" + block.encode() * 200
     parse(data)
     best = min(_timed(data) for _ in range(3))
-    assert best < 0.1
+    assert best < 2  # thirty times what it takes: only what grows faster than the text is caught
 
 
 def _timed(data: bytes) -> float:

@@ -307,7 +307,7 @@ def act(root: Path, action: tuple[str, bytes, bytes, int]) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(_actions, _actions, _actions)
 def test_random_trees(tmp_path: Path, first: list, second: list, third: list) -> None:  # type: ignore[type-arg]
     work = tmp_path / os.urandom(8).hex()

