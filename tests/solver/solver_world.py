@@ -97,7 +97,7 @@ async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
     async def limited() -> Any:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(400):
             return await work
 
     return asyncio.run(limited())
