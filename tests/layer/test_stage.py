@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import stat
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def fill(root: Path, rng: random.Random, *, depth: int = 3) -> None:
             elif kind < 0.65 and files:
                 os.link(rng.choice(files), path)
             else:
-                path.write_bytes(rng.randbytes(rng.choice((0, 10, 5000))))
+                path.write_bytes(rng.randbytes(rng.choice((0, 10, 5000, 300_000))))
                 path.chmod(rng.choice((0o644, 0o755, 0o4755)))
                 os.chown(path, *rng.choice(((0, 0), (7, 8))))
                 path.chmod(rng.choice((0o644, 0o755, 0o4755)))
@@ -162,6 +163,40 @@ def test_a_deleted_directory_stays_hidden(tmp_path: Path, base: Path, layered: A
     stage = target.copy(source, "/d", "/gone", CopyOptions(dir_contents=True, create_dest_path=True), staged=True)
     assert stage.waiting
     assert os.listdir(target.root / "gone") == ["new"]
+
+
+def test_a_large_file_takes_the_place_of_an_empty_one(tmp_path: Path, base: Path, layered: Any) -> None:
+    (base / "old").write_text("old")
+    (base / "old").chmod(0o600)
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("old", "new", "small"):
+        (source / name).write_text(name * (100_000 if name != "small" else 1))
+        os.utime(source / name, ns=(10**18, 10**18))
+    target = layered("t")
+    os.utime(target.root, ns=(10**18, 10**18))
+    stage = target.copy(source, "/", "/", CopyOptions(dir_contents=True), staged=True, sharing=True)
+    assert stage.shared.numbers == {(source / name).stat().st_ino for name in ("old", "new")}
+    assert sorted(os.listdir(target.upper)) == ["new", "old", "small"]
+    for name in ("old", "new"):
+        assert (target.upper / name).samefile(source / name)
+        assert (target.root / name).read_text() == name * 100_000
+        assert stat.S_IMODE((target.root / name).stat().st_mode) == 0o644
+    assert not (target.upper / "small").samefile(source / "small")
+    assert not (target.upper.parent / "stage").exists()
+
+
+def test_a_directory_with_an_acl_for_its_files_gets_copies(tmp_path: Path, layered: Any) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "big").write_bytes(b"b" * 300_000)
+    target = layered("t")
+    (target.root / "acl").mkdir()
+    entries = b"".join(struct.pack("<HHI", tag, 7, 2**32 - 1) for tag in (1, 4, 32))  # acl(5): owner, group, others
+    os.setxattr(target.root / "acl", "system.posix_acl_default", struct.pack("<I", 2) + entries)
+    stage = target.copy(source, "/", "/acl", CopyOptions(dir_contents=True), staged=True, sharing=True)
+    assert not stage.waiting
+    assert not (target.upper / "acl/big").samefile(source / "big")
 
 
 def test_hard_links_across_the_edge_of_the_stage(tmp_path: Path, layered: Any) -> None:

@@ -158,6 +158,22 @@ def test_existing_directories_get_copies_and_what_is_new_in_them_shares(bench: B
     assert inode(builds.upper(made) / "app/d/x") != inode(builds.kept() / "d/x")
 
 
+def test_large_files_are_shared_wherever_they_go(bench: Bench, builds: Builds, source: Path) -> None:
+    (source / "big").write_bytes(b"b" * 300_000)
+    builds.take()
+    base = base_of(bench)
+    made = [builds.copy(base, copied(dest, "/big")) for dest in ("/big", "/etc/base", "/app/", "/new/")]
+    for one, name in zip(made, ("big", "etc/base", "app/big", "new/big"), strict=True):
+        assert inode(builds.upper(one) / name) == inode(builds.kept() / "big")
+        with mounted(one.mounts(), readonly=True) as root:
+            assert (root / name).read_bytes() == b"b" * 300_000
+    child = bench.cache.new(made[0], description="step")
+    with mounted(child.mounts()) as root, open(root / "big", "r+b") as file:
+        file.write(b"changed")
+    child.release()
+    assert (builds.kept() / "big").read_bytes() == b"b" * 300_000
+
+
 @pytest.mark.parametrize("how", ["chain", "layers", "merge"])
 def test_two_paths_of_one_tree_are_never_one_file(how: str, bench: Bench, builds: Builds) -> None:
     builds.take()

@@ -488,7 +488,7 @@ class _Copy:
 
     def share(self, source: int, source_name: str, info: os.stat_result, parent: int, name: str, path: str) -> bool:
         """Give the file a further name instead of copying it, where a copy would be the same in everything."""
-        if self.stage is None or not self.stage.sharing or not (self.stack and self.stack[-1].plain):
+        if self.stage is None or not self.stage.sharing:
             return False
         if self.options.owner not in (None, (info.st_uid, info.st_gid)) or self.options.time_ns is not None:
             return False
@@ -497,7 +497,11 @@ class _Copy:
         inode = (info.st_dev, info.st_ino)
         if inode in self.links and info.st_ino not in self.shared:  # its first name was copied: this is one of the copy
             return False
-        if not self.stage.link(source, source_name, info, parent, name, self.shared):
+        if self.stack[-1].plain if self.stack else self.stage.direct:
+            made = self.stage.link(source, source_name, info, parent, name, self.shared)
+        else:
+            made = self.stage.large(source, source_name, info, parent, name, path, self.shared)
+        if not made:
             return False
         if info.st_nlink > 1:
             self.links.setdefault(inode, path)

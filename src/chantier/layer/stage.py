@@ -5,6 +5,7 @@ Of a directory that is in no layer below, overlayfs shows the upper one as it is
 costs twice what it costs on the file system below; and no name of a file outside can be given to it (link(2): EXDEV). So such a
 directory is made in a place of its own, and takes the place of its empty namesake once the overlay is unmounted: what lies
 below a mounted overlay must not be changed (Documentation/filesystems/overlayfs.rst, "Changes to underlying filesystems").
+So does a large file that goes into a directory which is there already, where its bytes need not be copied.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from .shared import Inodes
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
+_EMPTY = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEFAULT_ACL = "system.posix_acl_default"
+_LARGE = 256 * 1024  # a file from here on costs more to copy than to give two names, one after the other
 _NO_LINK = (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP)
 
 
@@ -38,6 +41,7 @@ class Stage:
         self._place = beside.parent / "stage" if beside is not None else None
         self._fd = -1
         self._made: dict[str, str] = {}  # path in the target -> name in the stage
+        self._files: dict[str, str] = {}
         self._linked: list[tuple[str, str]] = []
 
     @property
@@ -48,7 +52,7 @@ class Stage:
     @property
     def waiting(self) -> bool:
         """Whether there is something to `place`."""
-        return bool(self._made)
+        return bool(self._made or self._files)
 
     def begin(self, placeholder: int, path: str) -> int | None:
         """Make the directory that will take the place of an empty new one, which is open as `placeholder`.
@@ -57,12 +61,10 @@ class Stage:
         """
         if self._place is None or _DEFAULT_ACL in list_xattrs(placeholder):  # which its files would inherit
             return None
-        if self._fd < 0:
-            self._place.mkdir(mode=0o700, exist_ok=True)
-            self._fd = os.open(self._place, _DIR)
+        place = self._opened(self._place)
         name = str(len(self._made))
-        os.mkdir(name, 0o700, dir_fd=self._fd)
-        fd = os.open(name, _DIR, dir_fd=self._fd)
+        os.mkdir(name, 0o700, dir_fd=place)
+        fd = os.open(name, _DIR, dir_fd=place)
         info, here = os.fstat(placeholder), os.fstat(fd)
         if (info.st_uid, info.st_gid) != (here.st_uid, here.st_gid):
             os.fchown(fd, info.st_uid, info.st_gid)
@@ -70,8 +72,31 @@ class Stage:
         self._made[path] = name
         return fd
 
+    def _opened(self, place: Path) -> int:
+        if self._fd < 0:
+            place.mkdir(mode=0o700, exist_ok=True)
+            self._fd = os.open(place, _DIR)
+        return self._fd
+
+    def large(self, source: int, name: str, info: os.stat_result, parent: int, to: str, path: str, here: set[int]) -> bool:
+        """As `link`, for a large file that goes into a directory of the overlay: an empty one stands for it until `place`."""
+        if self._place is None or info.st_size < _LARGE or _DEFAULT_ACL in list_xattrs(parent):
+            return False
+        placed = f"file{len(self._files)}"
+        if not self.link(source, name, info, self._opened(self._place), placed, here):
+            return False
+        try:
+            os.close(os.open(to, _EMPTY, 0o600, dir_fd=parent))
+        except OSError:
+            os.unlink(placed, dir_fd=self._fd)
+            raise
+        self._files[path] = placed
+        return True
+
     def where(self, path: str) -> tuple[int, str] | None:
         """The directory and the path in it by which a staged path of the target is found."""
+        if path in self._files:
+            return self._fd, self._files[path]
         for top, name in self._made.items():
             if path == top or path.startswith(top + "/"):
                 return self._fd, name + path[len(top) :]
@@ -111,9 +136,16 @@ class Stage:
                 if key in _OPAQUE:  # a layer below had something of that name, which was deleted in this one
                     set_xattr(made, key, b"y")
             _rename(made, target)  # which is an empty directory
+        for path, name in self._files.items():
+            _rename(self._place / name, self.upper / path)  # which is an empty file
         for number, (first, path) in enumerate(self._linked):
             fresh = self._place / f"link{number}"
-            os.link(self.upper / first, fresh, follow_symlinks=False)
+            try:
+                os.link(self.upper / first, fresh, follow_symlinks=False)
+            except OSError as err:
+                if err.errno != errno.EMLINK:
+                    raise
+                continue  # it stays a copy
             _rename(fresh, self.upper / path)
         self.close()
         self._place.rmdir()
