@@ -51,6 +51,7 @@ def scenario(path: Path) -> dict[str, object]:
     layers = merged.layers()
     merged.layers(compression="zstd", force=True)
     assert len(layers) == 6
+    home.root.settler.now()
     keys = SqliteKeyStore(home.cache.db)
     keys.apply([Keep(key=f"key:{n}", record=CacheRecord(key=f"key:{n}", result=second.id, created_at=n)) for n in range(3)])
     for ref in (base, first, second, copied, merged, view):

@@ -119,6 +119,7 @@ class Histories(RuleBasedStateMachine):
         """The process is gone from one moment to the next: only the kernel lets go of what it held."""
         self.held.clear()
         root = self.home.root
+        root.settler.close(settle=False)
         os.close(root._registration)
         root._registration = -1
         root.db.close()

@@ -127,3 +127,33 @@ def test_damage(home: Home, harm: Callable[[Home, dict[str, str]], None], lost: 
                     ref.layers()
     finally:
         again.close()
+
+
+def test_a_tree_that_did_not_reach_the_disk_is_forgotten(home: Home) -> None:
+    """The machine went down: the pulled layer is unpacked again, the step's result is gone, what was settled stays."""
+    image = home.image({"a": "a"})
+    image.realise()
+    settled = home.step(image, {"b": "b"})
+    home.root.settler.now()
+    lost = home.step(settled, {"c": "c"})
+    other = home.image({"x": "x"})
+    other.realise()
+    torn = [home.snapshots.upper(str(ref.record.snapshot)).parent.name for ref in (lost, other)]
+    for ref in (image, settled, lost, other):
+        ref.release()
+    ids = image.id, settled.id, lost.id, other.id
+    with home.root.db.write() as cursor:
+        cursor.execute("UPDATE store_unsettled SET boot = 'before'")
+        assert cursor.rowcount >= 2
+    again = home.reopen()
+    try:
+        assert not any((again.root.snapshots_dir / name).exists() for name in torn)
+        assert check(again.root, again.snapshots) == []
+        assert [again.cache.records.find(id) is not None for id in ids] == [True, True, False, True]
+        for id, want in zip(ids, ({"a": "a"}, {"a": "a", "b": "b"}, None, {"x": "x"}), strict=True):
+            if want is not None:
+                ref = again.cache.get(id)
+                assert again.tree(ref) == want
+                ref.release()
+    finally:
+        again.close()

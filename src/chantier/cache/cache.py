@@ -335,6 +335,7 @@ class Cache:
                 made = self._immutable(state, new_id(), description)
             done = self.handles.turn(state, State(made, made))
         point("record.committed")
+        self.root.settler.soon()
         return done
 
     def _immutable(self, state: State, id: str, description: str | None) -> str:

@@ -18,7 +18,10 @@ _log = logging.getLogger(__name__)
 
 def recover(root: Root, records: Records, snapshots: Snapshotter, blobs: BlobStore, pruner: Pruner) -> None:
     """Run when a cache is opened; harmless beside live processes, whose things are held."""
-    with root.recovering():
+    with root.recovering() as alone:
+        lost = snapshots.drop_lost() if alone else []
+        if lost:
+            _log.warning("%d layers had not reached the disk when the machine went down; they are forgotten", len(lost))
         clean_files = getattr(snapshots, "recover", None)
         if clean_files is not None:
             clean_files()
@@ -30,7 +33,7 @@ def recover(root: Root, records: Records, snapshots: Snapshotter, blobs: BlobSto
         if swept:
             _log.info("removed %d unfinished snapshots", len(swept))
         point("recover.snapshots")
-        if root.unclean:
+        if root.unclean or lost:
             forget_lost(records, snapshots, blobs, pruner)
         point("recover.done")
 

@@ -204,7 +204,7 @@ class MutableRef(_Handle):
         snapshot = self.record.snapshot
         if snapshot is None:
             raise StoreError(f"cache record {self.id} has no tree")
-        mounts = self.cache.snapshots.mounts(snapshot, readonly=False)
+        mounts = self.cache.snapshots.mounts(snapshot, readonly=False, durable=bool(self.cache.records.indexes(state.record)))
         if not state.sharable or all(mount.type == "bind" for mount in mounts):
             return mounts
         with state.lock:

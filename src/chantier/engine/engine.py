@@ -263,6 +263,7 @@ class Engine:
                 async with self.ceiling.build(), Build(self, request, session, reporter) as build:
                     yield build
         finally:
+            self._root.settler.soon()
             if not request.internal:
                 await asyncio.to_thread(collect, self._root, self.cache, self.config)
 

@@ -71,6 +71,7 @@ from .mounts import (
     open_tree,
     overlay,
     split_lowers,
+    sync_file_system,
     umount,
 )
 from .namespaces import (
@@ -192,6 +193,7 @@ __all__ = [
     "set_xattr",
     "setns",
     "split_lowers",
+    "sync_file_system",
     "syscalls",
     "umount",
     "unshare",

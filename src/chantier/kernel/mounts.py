@@ -92,6 +92,13 @@ def umount(target: str, flags: int = 0) -> None:
     libc.check(libc.function("umount2")(os.fsencode(target), flags), target)
 
 
+def sync_file_system(fd: int) -> None:
+    """syncfs(2): returns once all of the file system that `fd` is on has reached the disk; OSError tells of writes that failed since
+    it was opened (Linux 5.8).
+    """
+    libc.check(libc.function("syncfs")(fd))
+
+
 def fsopen(fstype: str, flags: int = FSOPEN_CLOEXEC) -> int:
     """fsopen(2): a context for a new file system."""
     return libc.syscall(libc.SYS_FSOPEN, os.fsencode(fstype), flags, filename=fstype)

@@ -48,7 +48,7 @@ umount -l "$target"
 class FuseOverlay(Overlay):
     """As `Overlay`, mounted by a program. It must be in PATH, and /dev/fuse must be there for us."""
 
-    def mounts(self, name: str, *, readonly: bool = True) -> tuple[Mount, ...]:
+    def mounts(self, name: str, *, readonly: bool = True, durable: bool = True) -> tuple[Mount, ...]:
         theirs = set(overlay_options())
         return tuple(
             Mount(PROGRAM, PROGRAM, tuple(word for word in mount.options if word not in theirs))

@@ -17,6 +17,7 @@ from chantier.errors import NotFoundError, StoreError
 from chantier.kernel.trace import point
 from chantier.spec import new_id
 from chantier.store.db import Db
+from chantier.store.unsettled import Unsettled
 from chantier.values import dataclass
 
 from .types import Info, Usage
@@ -43,6 +44,14 @@ WITH RECURSIVE chain (name, id, parent, committed, created_ns, depth) AS (
 ) SELECT name, id, parent, committed, created_ns FROM chain ORDER BY depth
 """
 
+_ABOVE = """
+WITH RECURSIVE above (id, name, depth) AS (
+    SELECT id, name, 0 FROM snapshot WHERE id = ?
+    UNION ALL
+    SELECT s.id, s.name, a.depth + 1 FROM snapshot s JOIN above a ON s.parent = a.name
+) SELECT id, name FROM above ORDER BY depth
+"""
+
 _LOCK = "lock"
 KEEP = "\0keep"  # "no other parent": a name no caller can give
 
@@ -64,6 +73,7 @@ class Names:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = self.directory / _LOCK
         self._db = db
+        self._unsettled = Unsettled(db)
         db.ensure(_SCHEMA)
 
     def chain(self, name: str) -> list[Row]:
@@ -109,7 +119,7 @@ class Names:
 
     def commit(self, key: str, name: str, parent: str | None) -> None:
         with self._db.write() as cursor:
-            row = cursor.execute("SELECT committed FROM snapshot WHERE name = ?", (key,)).fetchone()
+            row = cursor.execute("SELECT committed, id FROM snapshot WHERE name = ?", (key,)).fetchone()
             if row is None:
                 raise NotFoundError(f"no snapshot {key!r}")
             if row[0]:
@@ -121,6 +131,7 @@ class Names:
                 if above is None or not above[0]:
                     raise NotFoundError(f"cannot commit snapshot {key!r}: no committed snapshot {parent!r}")
             cursor.execute("UPDATE snapshot SET name = ?, committed = 1 WHERE name = ?", (name, key))
+            self._unsettled.note("snapshot", row[1])
             if parent != KEEP:
                 cursor.execute("UPDATE snapshot SET parent = ? WHERE name = ?", (parent, name))
         point("snapshot.committed")
@@ -134,8 +145,26 @@ class Names:
             if child is not None:
                 raise StoreError(f"cannot remove snapshot {name!r}: it is the parent of {child[0]!r}")
             cursor.execute("DELETE FROM snapshot WHERE name = ?", (name,))
+            self._unsettled.forget("snapshot", row[0])
         point("snapshot.removed")
         self._discard(str(row[0]))
+
+    def drop_lost(self) -> list[str]:
+        """Forget the snapshots that may not have reached the disk before the machine went down, and all on top of them.
+
+        Only while nobody else is alive. Returns their names.
+        """
+        doomed: dict[str, str] = {}  # id -> name, parents before children
+        for identity in self._unsettled.lost("snapshot"):
+            doomed |= {row[0]: row[1] for row in self._db.read(_ABOVE, (identity,)) if row[0] not in doomed}
+        with self._db.write() as cursor:
+            for identity in reversed(doomed):
+                cursor.execute("DELETE FROM snapshot WHERE id = ?", (identity,))
+            for identity in (*doomed, *self._unsettled.lost("snapshot")):
+                self._unsettled.forget("snapshot", identity)
+        for identity in doomed:
+            self._discard(identity)
+        return list(doomed.values())
 
     def _discard(self, identity: str) -> None:
         """Delete a directory that has no row. It is renamed first, so that nobody meets it half deleted."""

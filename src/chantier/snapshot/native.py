@@ -39,7 +39,7 @@ class Native:
             raise UnsupportedError(f"cannot give snapshot {key!r} another parent: it is a copy of its own")
         self._names.commit(key, name, KEEP)
 
-    def mounts(self, name: str, *, readonly: bool = True) -> tuple[Mount, ...]:
+    def mounts(self, name: str, *, readonly: bool = True, durable: bool = True) -> tuple[Mount, ...]:
         row = self._names.chain(name)[0]
         if not readonly and row.committed:
             raise StoreError(f"cannot mount snapshot {name!r} for writing: it is committed")
@@ -63,6 +63,9 @@ class Native:
 
     def walk(self) -> Iterator[Info]:
         return self._names.walk()
+
+    def drop_lost(self) -> list[str]:
+        return self._names.drop_lost()
 
     def recover(self) -> list[str]:
         """Clean up after crashes; returns what was removed. Leaves alone what a live process owns."""

@@ -47,8 +47,10 @@ class Snapshotter(Protocol):
         `parent` sets another committed parent, for layers that were unpacked at the same time; only where `stacked`.
         """
 
-    def mounts(self, name: str, *, readonly: bool = True) -> tuple[Mount, ...]:
-        """How to mount it. Writable only while active."""
+    def mounts(self, name: str, *, readonly: bool = True, durable: bool = True) -> tuple[Mount, ...]:
+        """How to mount it. Writable only while active. Not `durable`: what is written waits for no disk, in a tree that counts for
+        nothing until it is committed.
+        """
 
     def remove(self, name: str) -> None:
         """Forget it and delete its files. StoreError while a child lives; nothing if there is no such name."""
@@ -67,3 +69,6 @@ class Snapshotter(Protocol):
 
     def walk(self) -> Iterator[Info]:
         """All snapshots, parents before children."""
+
+    def drop_lost(self) -> list[str]:
+        """Forget what may not have reached the disk before the machine went down. Only while nobody else is alive."""

@@ -22,6 +22,7 @@ from .db import Db
 from .holds import SCHEMA as HOLDS_SCHEMA
 from .holds import hold_for_lease
 from .types import BlobInfo
+from .unsettled import Unsettled
 from .writer import Writer, unlink
 
 SCHEMA = """
@@ -52,6 +53,7 @@ class BlobStore:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         db.ensure(HOLDS_SCHEMA)
         db.ensure(SCHEMA)
+        self._unsettled = Unsettled(db)
 
     # Looking
 
@@ -70,7 +72,10 @@ class BlobStore:
         now = self._clock()
         row = self._row(digest)
         if row is None:
-            # Its writer was killed between the rename and the record; the file was verified before it was renamed.
+            # Its writer was killed between the rename and the record; or the machine was, and the bytes may not be there.
+            if not self._whole(digest):
+                unlink(path)
+                return None
             self._record(Digest(digest), size, "", {}, now)
             row = (size, "", now, now, "{}")
         if row[0] != size:
@@ -155,6 +160,7 @@ class BlobStore:
             os.rename(part, self.path(digest))
             point("blob.renamed")
             self._record(digest, size, media_type, labels, self._clock())
+            self._unsettled.note("blob", digest)
             hold_for_lease("blob", digest)
 
     def put(self, data: bytes, *, media_type: str = "", labels: Mapping[str, str] | None = None) -> Digest:
@@ -243,8 +249,27 @@ class BlobStore:
         if alone:
             self.reindex()
 
+    def check_lost(self) -> list[str]:
+        """Read the blobs that may not have reached the disk before the machine went down; delete and return those that did not."""
+        damaged = []
+        for digest in self._unsettled.lost("blob"):
+            if not self._whole(digest):
+                damaged.append(digest)
+                self.delete(digest)
+            self._unsettled.forget("blob", digest)
+        return damaged
+
+    def _whole(self, digest: str) -> bool:
+        try:
+            with VerifiedReader(open(self.path(digest), "rb"), Digest(digest)) as reader:
+                while reader.read(_CHUNK):
+                    pass
+        except (FileNotFoundError, IntegrityError):
+            return False
+        return True
+
     def reindex(self) -> tuple[int, int]:
-        """Make rows agree with files: returns how many were added and how many dropped."""
+        """Make rows agree with files: returns how many were added and how many dropped. Files without a row are read."""
         found = dict(self.files())
         known = {info.digest: info.size for info in self.walk()}
         now = self._clock()
@@ -252,10 +277,10 @@ class BlobStore:
             gone = [(d,) for d, size in known.items() if found.get(d) != size]
             cursor.executemany("DELETE FROM blob WHERE digest = ?", gone)
             for digest, size in found.items():
-                if digest in known and known[digest] != size:
+                if (digest in known and known[digest] != size) or (digest not in known and not self._whole(digest)):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(self.path(digest))
-            new = [(d, size, now, now) for d, size in found.items() if d not in known]
+            new = [(d, size, now, now) for d, size in found.items() if d not in known and self.path(d).exists()]
             cursor.executemany("INSERT OR IGNORE INTO blob (digest, size, created, touched) VALUES (?, ?, ?, ?)", new)
         return len(new), len(gone)
 
@@ -287,6 +312,7 @@ class BlobStore:
         trash = self._ingest / f"{new_id()}.gone"
         with self._db.write() as inner:
             inner.execute("DELETE FROM blob WHERE digest = ?", (digest,))
+            self._unsettled.forget("blob", digest)
             try:
                 os.rename(self.path(digest), trash)
             except FileNotFoundError:

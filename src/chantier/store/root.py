@@ -31,7 +31,9 @@ from .gc import disk_of
 from .holds import SCHEMA as HOLDS_SCHEMA
 from .holds import Holds, Lease
 from .locks import FileLock, lock, try_lock
+from .settle import Settler
 from .types import Disk
+from .unsettled import Unsettled
 from .writer import translated
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ class Root:
         self.process = process
         self.holds = Holds(db, process)
         self.blobs = BlobStore(path, db)
+        self.unsettled = Unsettled(db)
+        self.settler = Settler(self.unsettled, self.blobs, path)
         self.warnings: tuple[str, ...] = ()
         self.unclean = False  # a process died here since, or the database was lost: what depends on files is to be checked
         self._registration = registration
@@ -92,6 +96,9 @@ class Root:
         clean = known and not dead
         root._empty_scratch(alone=not alive)
         root.blobs.recover(alone=not alive and not clean)
+        if not alive and (damaged := root.blobs.check_lost()):
+            warnings.append(f"{len(damaged)} blobs had not reached the disk when the machine went down; they are forgotten")
+            clean = False
         if not alive:
             for name in os.listdir(path / "locks"):
                 with contextlib.suppress(OSError):
@@ -108,6 +115,8 @@ class Root:
             return
         with contextlib.suppress(StoreError):
             self.holds.forget([self.process])
+        with contextlib.suppress(StoreError):
+            self.settler.close()
         _remove_unmounted(self.path / "tmp" / self.process)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path / "processes" / self.process)

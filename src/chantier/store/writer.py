@@ -95,14 +95,12 @@ class Writer:
         target = self._store.path(digest)
         try:
             os.fchmod(self._fd, 0o444)
-            os.fsync(self._fd)
-            point("blob.synced")
+            point("blob.whole")
             for directory in (target.parent.parent, target.parent):
-                _make_directory(directory)
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(directory, 0o700)
             self._store.name(self._path, digest, self.offset, self.media_type, self.labels)
             point("blob.recorded")
-            _sync_directory(target.parent)
-            point("blob.dir-synced")
         except OSError as err:
             self.abort()
             raise translated(err, f"store blob {digest}") from err
@@ -157,22 +155,6 @@ def translated(err: OSError, action: str) -> StoreError:
     if err.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(f"failed to {action}: {err.strerror}", hint="free some space or prune the cache")
     return StoreError(f"failed to {action}: {err}")
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        return
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def unlink(path: Path | None) -> None:
