@@ -86,6 +86,38 @@ def test_uploads_are_read_once(tmp_path: Path) -> None:
     run(body())
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_result_that_is_there_already_is_not_sent(tmp_path: Path, known: bool) -> None:
+    did: list[str | int] = []
+
+    class Engine:
+        """A session.KnowingSink."""
+
+        async def has_it(self) -> bool:
+            return known
+
+        async def write(self, data: bytes | memoryview, /) -> None:
+            did.append(len(data))
+
+        async def close(self) -> None:
+            did.append("closed")
+
+        async def abort(self) -> None:
+            did.append("aborted")
+
+    async def body() -> None:
+        async with joined(tmp_path, LocalSession(outputs=[lambda _metadata: Engine()])) as (session, _):
+            for sizes in ((10,), (), (1 << 20,) * 40):
+                did.clear()
+                sink = await session.send_file(0, {})
+                for size in sizes:
+                    await sink.write(bytes(size))
+                await sink.close()
+                assert did == (["closed"] if known else [*sizes, "closed"])
+
+    run(body())
+
+
 def test_results_as_files(tmp_path: Path) -> None:
     out = tmp_path / "out.tar"
     told: dict[str, str] = {}

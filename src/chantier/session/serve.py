@@ -26,10 +26,10 @@ from .fsutil import Intake, Outgo, Packet, Tree, receive, send
 from .remote import ID_KEY, METHOD_KEY, SHARED_KEY
 from .sync import Receiver, look
 from .threads import in_thread
-from .types import Credentials, FileSink, FilesRequest, Stream
+from .types import Credentials, FileSink, FilesRequest, KnowingSink, Stream
 from .walk import filter_of, walk
 
-_UNAVAILABLE, _UNIMPLEMENTED, _NOT_FOUND = 14, 12, 5
+_UNAVAILABLE, _UNIMPLEMENTED, _NOT_FOUND, _EXISTS = 14, 12, 5, 6
 _PIECE = 1 << 20
 SILENCE_S = 30.0  # a daemon asks for health every 5
 _SESSION = "/moby.buildkit.v1.Control/Session"
@@ -117,6 +117,16 @@ class Offered:
             await self._tree(call, exporter)
             return
         sink = await self.session.send_file(exporter, _exporter_metadata(call))
+        try:
+            known = isinstance(sink, KnowingSink) and await sink.has_it()
+            if known:
+                await sink.close()
+        except BaseException:
+            await sink.abort()
+            raise
+        if known:
+            # Every daemon takes this for success, and sends no more (exporter/oci, AlreadyExists).
+            raise GrpcError(_EXISTS, "the image is there already")
         try:
             async for message in call:
                 await sink.write(message.data)
