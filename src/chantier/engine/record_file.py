@@ -17,7 +17,10 @@ _MAX_RECORD = 16 << 20
 
 
 def write(path: Path, document: Mapping[str, Any], *, hold: bool = False) -> int:
-    """Whole or not at all; with `hold` the file stays open and locked, and its descriptor is given."""
+    """Whole or not at all; with `hold` the file stays open and locked, and its descriptor is given.
+
+    Nobody waits for the disk: of a build right before a power cut the record may be lost, and then reads as interrupted.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -26,7 +29,6 @@ def write(path: Path, document: Mapping[str, Any], *, hold: bool = False) -> int
         data = memoryview(json.dumps(document, separators=(",", ":"), default=str).encode())
         while data:
             data = data[os.write(fd, data) :]
-        os.fsync(fd)
         point("history.writing")
         os.rename(part, path)
         point("history.written")

@@ -127,7 +127,8 @@ def overlay_works(directory: Path) -> bool:
         for part in parts.values():
             os.mkdir(part)
         try:
-            kernel.overlay(parts["merged"], [parts["lower"]], upper=parts["upper"], work=parts["work"], options=overlay_options())
+            options = (*overlay_options(), *(("volatile",) if volatile_works() else ()))
+            kernel.overlay(parts["merged"], [parts["lower"]], upper=parts["upper"], work=parts["work"], options=options)
         except OSError:
             return False
         kernel.umount(parts["merged"], kernel.MNT_DETACH)
