@@ -14,7 +14,7 @@ from cache_parts import Home
 from chantier.cache.check import check
 from chantier.cache.repair import repair
 from chantier.snapshot import Overlay
-from chantier.store import Root
+from chantier.store import Root, settle
 
 pytestmark = pytest.mark.root
 
@@ -129,8 +129,9 @@ def test_damage(home: Home, harm: Callable[[Home, dict[str, str]], None], lost: 
         again.close()
 
 
-def test_a_tree_that_did_not_reach_the_disk_is_forgotten(home: Home) -> None:
+def test_a_tree_that_did_not_reach_the_disk_is_forgotten(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine went down: the pulled layer is unpacked again, the step's result is gone, what was settled stays."""
+    monkeypatch.setattr(settle, "SOON_S", 3600.0)
     image = home.image({"a": "a"})
     image.realise()
     settled = home.step(image, {"b": "b"})
