@@ -21,7 +21,9 @@ from ..conftest import RealRegistry
 from .conftest import CONTROL, Chantierd, Start
 
 pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.registry, pytest.mark.slow]
-_ALLOWED = 1.15
+_ALLOWED = (
+    1.15 if int(os.environ.get("CHANTIER_SOAK_BUILDS", "90")) >= 300 else 1.25
+)  # what is kept once weighs more on fewer builds
 _BUILDS = int(os.environ.get("CHANTIER_SOAK_BUILDS", "90"))
 """300 is the number that counts; it takes a minute."""
 
