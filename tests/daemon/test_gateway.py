@@ -104,7 +104,9 @@ def test_what_the_client_returns_is_the_builds_end(daemon: Chantierd) -> None:
 def test_a_call_that_comes_while_the_engine_is_opened_waits_for_it(start_daemon: Start, tmp_path: Path) -> None:
     """However long that takes: only then is the build, which was asked for at the same time, known."""
     gate, runtime = tmp_path / "gate", tmp_path / "runtime"
-    runtime.write_text(f'#!/bin/sh\nuntil test -e {gate}; do sleep 0.1; done\nexec runc "$@"\n')
+    runtime.write_text(
+        f'#!/bin/sh\nn=0; until test -e {gate} || test $n = 600; do sleep 0.1; n=$((n + 1)); done\nexec runc "$@"\n'
+    )
     runtime.chmod(0o755)
 
     async def run() -> None:
