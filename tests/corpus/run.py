@@ -41,7 +41,7 @@ def build(case: Case, builder: Sequence[str], servers: Servers, work: Path, *, e
         input=fill(case.dockerfile).encode(),
         capture_output=True,
         env={"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **env, **case.env},  # the peer's engine could not make any
-        timeout=180,
+        timeout=400,
         check=False,
     )
     stderr = done.stderr.decode(errors="replace")

@@ -44,7 +44,7 @@ class Pushed:
 
     def get(self, path: str) -> Any:
         request = urllib.request.Request(f"http://{self.host}/v2/{self.name}/{path}", headers={"Accept": _ACCEPT})
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return json.load(answer)
 
     def of(self, digest: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -280,7 +280,7 @@ def test_a_stock_buildkit_says_the_same(
     env = {**os.environ, "DOCKER_HOST": engine.address, "DOCKER_CONFIG": str(engine.directory / "config")}
     done = subprocess.run(
         [engine.programs / "usr/bin/docker", "buildx", "build", "--provenance=mode=max", "-t", theirs, *args],
-        env=env, capture_output=True, text=True, timeout=120, check=False,
+        env=env, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     make_command()("build", "--provenance=mode=max,version=v0.2", "-t", ours, *args).ok()
@@ -294,7 +294,7 @@ def test_a_stock_buildkit_says_the_same(
     assert normal(predicates[1]) == normal_of_peer(predicates[0])
     # And that engine runs ours.
     docker = [str(engine.programs / "usr/bin/docker"), "-H", engine.address]
-    pulled = subprocess.run([*docker, "pull", "-q", ours], capture_output=True, text=True, timeout=60, check=False)
+    pulled = subprocess.run([*docker, "pull", "-q", ours], capture_output=True, text=True, timeout=300, check=False)
     assert pulled.returncode == 0, pulled.stderr
     container = run_ok(*docker, "create", ours, "/f").strip()
     run_ok(*docker, "cp", f"{container}:/f", str(tmp_path / "copied"))

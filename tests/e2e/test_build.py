@@ -309,4 +309,4 @@ def test_two_processes_on_one_root(chantier: Command, tmp_path: Path) -> None:
     for process in processes:
         assert process.stderr is not None
         err = process.stderr.read()
-        assert process.wait(120) == 0, err.decode()
+        assert process.wait(300) == 0, err.decode()

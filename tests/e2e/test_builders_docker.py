@@ -43,7 +43,7 @@ def command(tmp_path: Path, engine: Engine, registry: RealRegistry, base: str) -
 def create(command: Command, name: str, config: Path, *more: str) -> Done:
     opts = f"image={BUILDER_IMAGE},network=host"
     args = ("--driver", "docker-container", "--driver-opt", opts, "--buildkitd-config", str(config), "--bootstrap")
-    return command("create", "--name", name, *args, *more, timeout=120).ok()
+    return command("create", "--name", name, *args, *more, timeout=300).ok()
 
 
 def test_a_mirror(command: Command, engine: Engine, registry: RealRegistry, tmp_path: Path, counting: FakeRegistry) -> None:
@@ -140,7 +140,7 @@ def _change(command: Command, engine: Engine, config: Path) -> None:
 
 def test_a_daemon_that_does_not_start(command: Command, engine: Engine) -> None:
     args = ("--driver", "docker-container", "--driver-opt", f"image={BUILDER_IMAGE}", "--buildkitd-flags", "--nonsense")
-    done = command("create", "--name", "box", *args, "--bootstrap", timeout=120)
+    done = command("create", "--name", "box", *args, "--bootstrap", timeout=300)
     assert done.code == 1
     assert (
         "ERROR: failed to boot builder buildx_buildkit_box0: the daemon ended: chantierd: unrecognized arguments: --nonsense"
@@ -194,7 +194,7 @@ def test_stock_buildx_uses_what_we_made_and_the_other_way_round(command: Command
 
     def buildx(*args: str) -> str:
         done = subprocess.run(
-            [plugin, *args], env=command.environment(), capture_output=True, text=True, timeout=120, check=False
+            [plugin, *args], env=command.environment(), capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -80,7 +80,7 @@ class _Relay(http.server.BaseHTTPRequestHandler):
 
     def _pass(self) -> None:
         start = time.monotonic()
-        behind = http.client.HTTPConnection(self.server.behind, timeout=60)
+        behind = http.client.HTTPConnection(self.server.behind, timeout=300)
         body = self.rfile.read(int(self.headers["Content-Length"])) if "Content-Length" in self.headers else self._chunks()
         names = {name.lower() for name in self.headers} - _HOP
         headers = {name: ", ".join(self.headers.get_all(name, ())) for name in names}
@@ -178,5 +178,5 @@ def at_once(
         argv = command.argv("build", "--builder", daemon.address, "--progress=plain", *args(number), str(context))
         builds.append(subprocess.Popen(argv, env=command.environment(), stderr=subprocess.PIPE, text=True))
     for build in builds:
-        _out, err = build.communicate(timeout=120)
+        _out, err = build.communicate(timeout=300)
         assert build.returncode == 0, err

@@ -37,7 +37,7 @@ class Place:
 
     def kubectl(self, *args: str, stdin: str = "") -> str:
         argv = [str(unpacked() / "usr/bin/kubectl"), f"--kubeconfig={self.kubeconfig}", f"--cache-dir={self.command.root}", *args]
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -122,7 +122,7 @@ def test_a_pod_that_dies_during_a_build(place: Place, tmp_path: Path) -> None:
         said += line
     busy = next(p for p in (first, second) if place.cluster.busy(p))
     place.cluster.kill(busy)
-    said += building.communicate(timeout=120)[1]
+    said += building.communicate(timeout=300)[1]
     assert building.returncode == 1
     assert f"pod {busy}" in said.rpartition("ERROR: ")[2], said
     assert "hint: the next build goes to another pod" in said

@@ -88,7 +88,7 @@ def test_two_builds_listen_on_one_port(
     for name, address in addresses.items():  # both are at it now
         assert _until_answered(address) == name
     for build in builds.values():
-        assert build.communicate(timeout=60) and build.returncode == 0
+        assert build.communicate(timeout=240) and build.returncode == 0
 
 
 def _address_said(build: subprocess.Popen[str], net: Net) -> str:
@@ -109,7 +109,7 @@ def _until_answered(address: str) -> str:
             return False
         return True
 
-    assert eventually(answered, 20)
+    assert eventually(answered)
     return answers[0]
 
 
@@ -126,10 +126,10 @@ def test_a_killed_daemons_networks_are_given_back(
     assert len(net.ports()) == 1 and net.leased() == ([address] if mode == "cni" else [])
     daemon.signal(signal.SIGKILL)
     daemon.process.wait(60)
-    build.communicate(timeout=60)
+    build.communicate(timeout=240)
     assert len(net.ports()) == 1
     again = start(start_daemon, net, mode)
-    assert eventually(lambda: net.ports() == [] and net.leased() == [], 10)
+    assert eventually(lambda: net.ports() == [] and net.leased() == [])
     assert on(again).build("FROM alpine\nRUN ip -4 addr\n").ok()
 
 

@@ -134,7 +134,7 @@ class Screen:
         os.close(slave)
         self.shown = ""
 
-    def until(self, pattern: str, seconds: float = 40) -> str:
+    def until(self, pattern: str, seconds: float = 120) -> str:
         end = time.monotonic() + seconds
         while not re.search(pattern, self.shown):
             assert time.monotonic() < end, f"no {pattern!r} in {self.shown!r}"

@@ -48,7 +48,7 @@ class Somebody:
         return int(_shared().make_user().pw_uid)
 
     def run(
-        self, argv: list[str], *, timeout: float = 120, groups: Sequence[Path] = (), **env: str
+        self, argv: list[str], *, timeout: float = 300, groups: Sequence[Path] = (), **env: str
     ) -> subprocess.CompletedProcess[str]:
         """Any command of his, with variables on top of those that find the package."""
         paths = _shared().python_of_the_user()[1]

@@ -70,7 +70,7 @@ def as_somebody(somebody: Any, *args: str) -> subprocess.CompletedProcess[str]:
     paths = {name: value for name, value in _paths().items() if name != "PATH"}
     command = ["unshare", "-m", "sh", "-c", script, uid, str(node), *from_user, somebody.python, "-m", "chantier", *args]
     env = {"HOME": str(somebody.where), "USER": "chantier-test", "PATH": os.environ["PATH"], **paths}
-    return subprocess.run(command, env=env, cwd=somebody.where, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, env=env, cwd=somebody.where, capture_output=True, text=True, check=False, timeout=300)
 
 
 def _paths() -> dict[str, str]:
@@ -109,12 +109,12 @@ def test_layers_are_those_of_the_kernels_overlay(somebody: Any, tree: Path, tmp_
     (somebody.where / "kernel.toml").write_text('[worker.oci]\nsnapshotter = "overlayfs"\n')
     build = ["build", "--progress=plain", str(tree)]
     peer = as_root(somebody, tmp_path / "peer", *build, "-o", f"type=oci,dest={tmp_path}/peer.tar", config="kernel.toml")
-    said, _ = peer.communicate(timeout=120)
+    said, _ = peer.communicate(timeout=300)
     assert peer.returncode == 0, said
     mine = somebody.where / "mine.tar"
     if who == "root":
         done = as_root(somebody, tmp_path / "state", *build, "-o", f"type=oci,dest={mine}")
-        said, _ = done.communicate(timeout=120)
+        said, _ = done.communicate(timeout=300)
     else:
         ran = as_somebody(somebody, *build, "-o", f"type=oci,dest={mine}")
         done, said = ran, ran.stderr  # type: ignore[assignment]
@@ -172,17 +172,17 @@ def test_whole_copies_are_taken_where_no_whiteout_can_be_kept(somebody: Any, tre
     run_ok("mount", "-t", "overlay", "overlay", "-o", options, tmp_path / "state")
     try:
         done = as_root(somebody, tmp_path / "state/root", "build", "--progress=plain", str(tree), config="auto.toml")
-        said, _ = done.communicate(timeout=120)
+        said, _ = done.communicate(timeout=300)
         assert done.returncode == 0, said
         assert "whiteouts cannot be kept there" in said
         assert "every snapshot is a full copy" in said
         doctor = as_root(somebody, tmp_path / "state/root", "doctor", "--json", config="auto.toml")
-        facts = json.loads(doctor.communicate(timeout=60)[0])["findings"]
+        facts = json.loads(doctor.communicate(timeout=300)[0])["findings"]
         (overlay,) = [finding for finding in facts if finding["name"] == "overlay"]
         assert overlay["state"] == "warning"
         assert "full copy" in overlay["found"]
         asked = as_root(somebody, tmp_path / "state/other", "build", str(tree))
-        said, _ = asked.communicate(timeout=60)
+        said, _ = asked.communicate(timeout=300)
         assert asked.returncode != 0
         assert "fuse-overlayfs cannot be used: whiteouts" in said
     finally:
@@ -194,6 +194,6 @@ def test_whole_copies_are_taken_where_no_whiteout_can_be_kept(somebody: Any, tre
 def test_an_unknown_snapshotter_names_those_there_are(somebody: Any, tree: Path, tmp_path: Path) -> None:
     (somebody.where / "chantierd.toml").write_text('[worker.oci]\nsnapshotter = "stargz"\n')
     done = as_root(somebody, tmp_path / "state", "build", str(tree))
-    said, _ = done.communicate(timeout=60)
+    said, _ = done.communicate(timeout=300)
     assert done.returncode != 0
     assert "auto, overlayfs, fuse-overlayfs and native" in said

@@ -60,7 +60,7 @@ exec {shutil.which("setpriv")} --reuid $uid --regid $gid --clear-groups -- /bin/
 
 
 def as_user(
-    argv: list[str], *, cwd: Path, env: dict[str, str], timeout: float = 120, groups: Sequence[Path] = ()
+    argv: list[str], *, cwd: Path, env: dict[str, str], timeout: float = 300, groups: Sequence[Path] = ()
 ) -> subprocess.CompletedProcess[str]:
     """A command as the user, in cgroups of his."""
     user = make_user()
@@ -127,7 +127,7 @@ def python_of_the_user() -> tuple[str, dict[str, str]]:
 
 
 def in_namespace(
-    argv: list[str], *, cwd: Path, env: dict[str, str] | None = None, timeout: float = 120, groups: Sequence[Path] = ()
+    argv: list[str], *, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300, groups: Sequence[Path] = ()
 ) -> subprocess.CompletedProcess[str]:
     """A command as root of the user's namespace."""
     python, paths = python_of_the_user()
