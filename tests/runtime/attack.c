@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Tries one thing that a step must not be able to do, named by the first argument: prints "done", or "refused ERRNO". */
 #define _GNU_SOURCE
+#include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -22,6 +24,7 @@
 #include <sys/time.h>
 #include <sys/timex.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -116,6 +119,78 @@ static long waited(long pid)
 	return pid;
 }
 
+/* Every system call of a range, with arguments that mean nothing: what lets it through says something else than a filter. */
+static int every_call(long first, long last)
+{
+	for (long number = first; number < last; number++) {
+		pid_t child;
+		int status;
+
+		if (number == SYS_exit || number == SYS_exit_group || number == SYS_rt_sigreturn)
+			continue;
+		fflush(stdout);
+		child = fork();
+		if (child == 0) {
+			setsid();
+			alarm(5); /* those that wait */
+			errno = 0;
+			_exit(syscall(number, -1L, -1L, -1L, -1L, -1L, -1L) < 0 ? errno : 0);
+		}
+		if (child < 0 || waitpid(child, &status, 0) != child)
+			return 2;
+		printf("%ld %s\n", number, WIFSIGNALED(status) ? (WTERMSIG(status) == SIGALRM ? "waits" : "killed")
+						       : WEXITSTATUS(status) ? strerror(WEXITSTATUS(status)) : "done");
+	}
+	return 0;
+}
+
+/* What of a tree can be opened for writing: processes' own files are named by themselves. */
+static void writable_below(const char *path, int depth)
+{
+	DIR *directory = opendir(path);
+	struct dirent *entry;
+
+	while (directory && (entry = readdir(directory))) {
+		char below[4096];
+		struct stat info;
+		int fd;
+
+		if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..") || (depth == 0 && isdigit((unsigned char)entry->d_name[0])))
+			continue;
+		snprintf(below, sizeof below, "%s/%s", path, entry->d_name);
+		if (lstat(below, &info) || S_ISLNK(info.st_mode))
+			continue;
+		if (S_ISDIR(info.st_mode)) {
+			if (depth < 12)
+				writable_below(below, depth + 1);
+			continue;
+		}
+		fd = S_ISREG(info.st_mode) ? open(below, O_WRONLY | O_NONBLOCK) : -1;
+		if (fd >= 0) {
+			puts(below);
+			close(fd);
+		}
+	}
+	if (directory)
+		closedir(directory);
+}
+
+static long abstract(const char *name)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+	strcpy(address.sun_path + 1, name);
+	return connect(fd, (struct sockaddr *)&address, sizeof(sa_family_t) + 1 + strlen(name));
+}
+
+static long wrote(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+
+	return fd < 0 ? -1 : write(fd, text, strlen(text));
+}
+
 #ifdef __x86_64__
 static long call_32(long number, long a, long b)
 {
@@ -139,6 +214,16 @@ int main(int argc, char **argv)
 	static uint64_t zeros[32];
 	union { uint64_t words[16]; } map = {{1 | 4ULL << 32, 4 | 1ULL << 32}};
 
+	if (!strcmp(what, "every-call"))
+		return every_call(strtol(more, NULL, 0), strtol(argv[3], NULL, 0));
+	if (!strcmp(what, "writable")) {
+		writable_below(more, 0);
+		return 0;
+	}
+	if (!strcmp(what, "session-keyring")) {
+		printf("%ld\n", syscall(SYS_keyctl, 0, -3, 0));
+		return 0;
+	}
 	gettimeofday(&now, NULL);
 	clock_gettime(CLOCK_REALTIME, &then);
 	mkdir("/tmp/d", 0755);
@@ -211,6 +296,27 @@ int main(int argc, char **argv)
 	CALL("chroot-out", chroot_out(more))
 	CALL("read", opened(more, O_RDONLY | O_NONBLOCK))
 	CALL("write", opened(more, O_WRONLY | O_NONBLOCK))
+	CALL("unshare-time", unshare(0x80))
+	CALL("unshare-pid", unshare(CLONE_NEWPID))
+	CALL("fspick", syscall(433, -100, "/proc", 0))
+	CALL("fsmount", syscall(432, 0, 0, 0))
+	CALL("quotactl-fd", syscall(443, 0, 0x80000100, 0, zeros))
+	CALL("io-uring-register", syscall(427, 0, 0, NULL, 0))
+	CALL("mount-unbindable", mount(NULL, "/proc", NULL, MS_UNBINDABLE, NULL))
+	CALL("umount-dev", umount2("/dev", MNT_DETACH))
+	CALL("umount-console", umount2("/dev/pts", MNT_DETACH))
+	CALL("name-to-handle", syscall(SYS_name_to_handle_at, -100, "/", zeros, NULL, 0) < 0 && errno == EOVERFLOW ? handle_of_root() : -1)
+	CALL("oom-adj", wrote("/proc/self/oom_score_adj", "-1000"))
+	CALL("uid-map", wrote("/proc/self/uid_map", "0 0 1"))
+	CALL("tioclinux", ioctl(0, TIOCLINUX, "\2"))
+	CALL("tty-steal", ioctl(0, TIOCSCTTY, 1))
+	CALL("rt-priority", sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){1}))
+	CALL("set-mm", prctl(PR_SET_MM, 1, 0x400000, 0, 0))
+	CALL("keep-caps-inheritable", prctl(47 /* PR_CAP_AMBIENT */, 2, 21, 0, 0))
+	CALL("raw", socket(AF_INET, SOCK_RAW, 1))
+	CALL("packet", socket(AF_PACKET, SOCK_RAW, 0x300))
+	CALL("abstract", abstract(more))
+	CALL("text", wrote(more, argv[3]))
 	CALL("kill", kill(atoi(more), 0))
 	CALL("nice", setpriority(PRIO_PROCESS, 0, -10))
 #ifdef __x86_64__

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
@@ -113,6 +114,23 @@ def sh(rootfs: Path, using: Any) -> Callable[..., Ran]:
         return Ran(ended, pieces)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def attack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to make the attacks with")
+    program = tmp_path_factory.mktemp("attack") / "attack"
+    source = Path(__file__).with_name("attack.c")
+    subprocess.run([compiler, "-static", "-O1", "-w", "-o", str(program), str(source)], check=True)
+    return program
+
+
+@pytest.fixture
+def armed(rootfs: Path, attack: Path) -> Path:
+    shutil.copy(attack, rootfs / "bin/attack")
+    return rootfs
 
 
 def processes_with(mark: str) -> list[int]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from chantier.runtime import Bind, Container, Native, Process
 from chantier.snapshot.mount import Mount
 from chantier.spec import new_id
 
+from .attacks import outcomes, refused
 from .conftest import make_rootfs
 from .rootless import KINDS
 
@@ -91,40 +90,6 @@ NODES = {
     "virtual-disk": "b 254 0",
     "loop": "b 7 0",
 }
-
-
-@pytest.fixture(scope="session")
-def attack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler to make the attacks with")
-    program = tmp_path_factory.mktemp("attack") / "attack"
-    source = Path(__file__).with_name("attack.c")
-    subprocess.run([compiler, "-static", "-O1", "-w", "-o", str(program), str(source)], check=True)
-    return program
-
-
-@pytest.fixture
-def armed(rootfs: Path, attack: Path) -> Path:
-    shutil.copy(attack, rootfs / "bin/attack")
-    return rootfs
-
-
-_OUTCOMES: dict[tuple[str, str], dict[str, str]] = {}
-
-
-def outcomes(sh: Any, kind: str, command: str, whats: list[str], **process: Any) -> dict[str, str]:
-    """What became of each attack; one container tries them all, once for each runtime and user."""
-    key = kind, f"{command} {whats[0]} {process}"
-    if key not in _OUTCOMES:
-        ran = sh("; ".join(f"echo {what} $({command.format(what)} 2>&1)" for what in whats), process=process)
-        _OUTCOMES[key] = dict(line.partition(" ")[::2] for line in ran.out.splitlines())
-    return _OUTCOMES[key]
-
-
-def refused(outcome: str) -> bool:
-    """An error, or death by the filter: then there is no word."""
-    return outcome.startswith("refused ") or not outcome
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -88,6 +88,18 @@ def join_session_keyring() -> None:
             raise
 
 
+def reset_signals() -> None:
+    """rt_sigaction(2), rt_sigprocmask(2): no signal is caught, ignored or blocked.
+
+    Also those two that the C library keeps for itself, and that posix_spawn(3) has ignored in what it starts.
+    """
+    none = bytes(64)  # struct sigaction of the kernel, SIG_DFL; an empty set
+    for signal in range(1, 65):
+        if signal not in (9, 19):  # KILL and STOP cannot be changed
+            libc.syscall(number("rt_sigaction"), signal, none, None, 8)
+    libc.syscall(number("rt_sigprocmask"), 2, none, None, 8)  # SIG_SETMASK; on MIPS, where it is 3, we do not run
+
+
 def close_range(first: int) -> None:
     """close_range(2) from `first` on, or one by one."""
     try:

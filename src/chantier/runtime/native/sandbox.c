@@ -482,6 +482,11 @@ static void do_mask(char **a)
 		if (mount(by_fd(src), by_fd(fd), NULL, MS_BIND, NULL))
 			die(errno, "error masking \"%s\"", a[0]);
 		close(src);
+		close(fd);
+		fd = open_there(a[0], O_PATH, NO_MAGICLINKS);
+		if (fd < 0)
+			die(errno, "error masking \"%s\"", a[0]);
+		apply(a[0], fd, MS_NOSUID | MS_NOEXEC, 0, 1);
 	}
 	close(fd);
 }
@@ -605,6 +610,16 @@ static void do_tty(char **a)
 	close(master);
 }
 
+/* What a program expects to begin with. The C library keeps two signals for itself and does not let go of them. */
+static void reset_signals(void)
+{
+	static const char none[64];
+
+	for (int i = 1; i < 65; i++)
+		syscall(SYS_rt_sigaction, i, none, NULL, 8UL);
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, none, NULL, 8UL);
+}
+
 static long long now_ms(void)
 {
 	struct timespec now;
@@ -617,7 +632,6 @@ static void execute_hook(struct record *hook, int input, int output, int outside
 {
 	int argc = atoi(hook->argv[6]);
 	char **argv = calloc((size_t)argc + 1, sizeof *argv), **envp = calloc((size_t)hook->argc, sizeof *envp);
-	sigset_t none;
 
 	if (argv && envp) {
 		memcpy(argv, hook->argv + 7, sizeof *argv * (size_t)argc);
@@ -630,10 +644,7 @@ static void execute_hook(struct record *hook, int input, int output, int outside
 	if (argv && envp && (!outside || (!fchdir(old_root) && !chroot(".") && !fchdir(new_root))) && dup2(input, 0) == 0 &&
 	    dup2(output, 1) == 1 && dup2(output, 2) == 2) {
 		close_from(3);
-		for (int i = 1; i < 65; i++)
-			signal(i, SIG_DFL);
-		sigemptyset(&none);
-		sigprocmask(SIG_SETMASK, &none, NULL);
+		reset_signals();
 		execve(hook->argv[5], argv, envp);
 	}
 	dprintf(2, "%s: %s", hook->argv[5], reason(errno));
@@ -939,7 +950,6 @@ static void run_step(int errors, int guarded)
 	const char *cwd = process->argv[2], *program;
 	int quiet = number(process->argv[3]) != 0, later = 0, is_shut;
 	char **argv, **envp, place[PATH_MAX];
-	sigset_t none;
 
 	to_guard = guarded;
 	to_parent = errors;
@@ -1017,10 +1027,7 @@ static void run_step(int errors, int guarded)
 		load_seccomp(filter);
 	if (!guarded)
 		run_hooks("startContainer", 0);
-	for (int i = 1; i < 65; i++)
-		signal(i, SIG_DFL);
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
+	reset_signals();
 	execve(program, argv, envp);
 	die(errno, "exec %s", program);
 }

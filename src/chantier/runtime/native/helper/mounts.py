@@ -168,6 +168,9 @@ def mask(path: str) -> None:
             raise Refused(f'error masking "{path}": /dev/null is not what it should be')
         kernel.mount(_by_fd(src), _by_fd(fd), None, kernel.MS_BIND)
         os.close(src)
+        os.close(fd)
+        fd = open_there(path)
+        _apply(path, fd, kernel.MS_NOSUID | kernel.MS_NOEXEC, 0, locked=True)
     except OSError as err:
         raise because(f'error masking "{path}"', err) from err
     finally:

@@ -7,6 +7,8 @@ import os
 import signal
 from contextlib import suppress
 
+from chantier.kernel import process as caller
+
 
 class Signals:
     """All signals of this process: signalfd(2) is not in Python, so a pipe that the interpreter writes their numbers to."""
@@ -32,7 +34,7 @@ def reset_signals() -> None:
     for number in range(1, 65):
         with suppress(OSError, ValueError):  # those that cannot be changed
             signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    caller.reset_signals()
 
 
 def code_of(status: int) -> int:

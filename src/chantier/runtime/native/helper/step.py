@@ -18,6 +18,7 @@ from chantier.kernel import process as caller
 
 from .hooks import run_hooks
 from .plan import Plan, Refused, because, reason
+from .signals import reset_signals
 
 
 def limit_bounding(keep: int) -> None:
@@ -167,10 +168,7 @@ def run_step(plan: Plan, terminal: int, monitor: socket.socket | None = None) ->
         caller.load_seccomp(program)
     if monitor is not None:
         run_hooks(plan, "startContainer", outside=False)
-    for number in range(1, 65):
-        with suppress(OSError, ValueError):  # those that cannot be changed
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    reset_signals()
     try:
         os.execve(path, args, environment)
     except OSError as err:
