@@ -91,7 +91,7 @@ def join_session_keyring() -> None:
 def reset_signals() -> None:
     """rt_sigaction(2), rt_sigprocmask(2): no signal is caught, ignored or blocked.
 
-    Also those two that the C library keeps for itself, and that posix_spawn(3) has ignored in what it starts.
+    Also those two that the C library keeps for itself, and has ignored in every program that it starts.
     """
     none = bytes(64)  # struct sigaction of the kernel, SIG_DFL; an empty set
     for signal in range(1, 65):

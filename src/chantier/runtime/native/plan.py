@@ -307,6 +307,9 @@ def _add_process(
     if not process["args"]:
         raise UsageError("a process needs a program to run")
     out.add("args", *process["args"])
+    unnamed = next((entry for entry in process["env"] if entry.startswith("=")), None)
+    if unnamed is not None:
+        raise UsageError(f'environment variable name can\'t be empty: "{unnamed}"')
     # The last of several settings counts, as it does for a runtime that sets them one by one.
     environment = dict(entry.partition("=")[::2] for entry in process["env"])
     environment.setdefault("HOME", home or "/")
