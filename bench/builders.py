@@ -156,11 +156,11 @@ class Stock(Daemon):
         return [[*self._buildx(), "build", "--builder", "bench", *buildx_flags(build)]]
 
 
-class Sandbox(Stock):
-    """Stock docker buildx, and a chantierd that runs steps in its own sandbox rather than with runc."""
+class Runc(Stock):
+    """Stock docker buildx, and a chantierd that runs steps with runc rather than in its own sandbox."""
 
-    name = "sandbox"
-    config = '[worker.oci]\nbinary = "native"\n'
+    name = "runc"
+    config = '[worker.oci]\nbinary = "runc"\n'
 
 
 class Peer:
@@ -244,7 +244,7 @@ class Buildah:
         return commands
 
 
-ALL: dict[str, type[Builder]] = {kind.name: kind for kind in (Embedded, Daemon, Stock, Sandbox, Peer, Buildah)}
+ALL: dict[str, type[Builder]] = {kind.name: kind for kind in (Embedded, Daemon, Stock, Runc, Peer, Buildah)}
 
 
 def _wait_for(socket: Path, process: subprocess.Popen[bytes], log: Path) -> None:
