@@ -457,7 +457,17 @@ HUGE = 2**32 - 1
 
 
 @pytest.mark.parametrize(
-    "ids", [{"uid": HUGE}, {"gid": HUGE}, {"groups": (HUGE,)}, {"uid": HUGE, "gid": HUGE}, {"uid": 2**32}, {"uid": -1}]
+    "ids",
+    [
+        {"uid": HUGE},
+        {"gid": HUGE},
+        {"groups": (HUGE,)},
+        {"groups": (1001, 2**32)},
+        {"groups": (-1,)},
+        {"uid": HUGE, "gid": HUGE},
+        {"uid": 2**32},
+        {"uid": -1},
+    ],
 )
 def test_an_id_that_means_no_change_is_no_root(sh: Any, ids: dict[str, Any]) -> None:
     """setresuid(2) takes -1 for "as it is", which would be root."""

@@ -8,6 +8,7 @@ import pytest
 
 from chantier.errors import UsageError
 from chantier.runtime import User, resolve_user
+from chantier.runtime.users import home_of
 
 ACCOUNTS = """root:x:0:0:root:/root:/bin/sh
 # a comment
@@ -96,3 +97,40 @@ def test_a_fifo_in_place_of_the_file_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "etc/passwd")
     with pytest.raises(UsageError):
         resolve_user(tmp_path, "app")
+
+
+HOSTILE = {
+    "digits of other scripts": "app:x:²:٣:::/\napp:x:1000:1001:::\n",
+    "a number without end": f"app:x:{'9' * 5000}:1:::\napp:x:1000:1001:::\n",
+    "other ends of lines": "x\x0bapp:x:0:0:::\x0capp:x:0:0:::\u2028app:x:0:0:::\x85app:x:0:0:::\napp:x:1000:1001:::\n",
+    "a NUL byte": "app\0:x:0:0:::\napp:x:1000:1001:::\n",
+    "signs": "app:x:-1:0:::\napp:x:+0:0:::\napp:x:1000:1001:::\n",
+    "no colons": ":" * 100000 + "\n" + "x" * 100000 + "\napp:x:1000:1001:::\n",
+    "bytes that are no text": "\udcff\udcfe:x:0:0:::\napp:x:1000:1001:::\n",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_file_that_is_meant_to_mislead(tmp_path: Path, what: str) -> None:
+    (tmp_path / "etc").mkdir()
+    for name in ("passwd", "group"):
+        (tmp_path / "etc" / name).write_bytes(HOSTILE[what].encode(errors="surrogateescape"))
+    assert resolve_user(tmp_path, "app") == User(uid=1000, gid=1001)
+    assert resolve_user(tmp_path, "1000:app").uid == 1000
+    assert home_of(tmp_path, 1000) == "/"
+
+
+@pytest.mark.parametrize("spec", ["9" * 5000, f"0:{'9' * 5000}", "²", "٣:٣", "-1", "4294967296", "1:-1", "+4294967295"])
+def test_a_number_that_is_none(tmp_path: Path, spec: str) -> None:
+    with pytest.raises(UsageError, match=r"unable to find|must be in range"):
+        resolve_user(tmp_path, spec)
+
+
+@pytest.mark.parametrize(
+    "link", ["/dev/zero", "/etc/passwd", "/proc/self/environ", "passwd", "../../../../etc/shadow", "/dev/full"]
+)
+def test_a_file_that_leads_elsewhere(tmp_path: Path, link: str) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").symlink_to(link)
+    with pytest.raises(UsageError, match="unable to find user daemon"):
+        resolve_user(tmp_path, "daemon")

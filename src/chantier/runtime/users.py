@@ -19,7 +19,7 @@ from chantier.values import dataclass
 
 _LIMIT = 10 << 20
 _MAX_ID = (1 << 31) - 1
-_NUMBER = re.compile(r"[+-]?[0-9]+\Z")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}\Z")  # more digits are a name, as for whoever counts in 64 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ def _both_numeric(spec: str) -> User | None:
     user, colon, group = spec.partition(":")
     if not colon:
         return None
-    ids = [0 if part == "root" else int(part) if part.isascii() and part.isdigit() else -1 for part in (user, group)]
+    ids = [0 if part == "root" else number if (number := _id(part)) is not None else -1 for part in (user, group)]
     if any(not 0 <= number < 1 << 32 for number in ids):
         return None
     return User(uid=ids[0], gid=ids[1])
@@ -121,17 +121,22 @@ def _number(text: str) -> int | None:
     return int(text) if _NUMBER.match(text) else None
 
 
+def _id(text: str) -> int | None:
+    """An id as a file has it: digits, and no more than a number can have."""
+    return int(text) if text[:1] not in ("+", "-") and _NUMBER.match(text) else None
+
+
 def _accounts(rootfs: Path) -> Iterator[_Account]:
     for fields in _records(rootfs, "/etc/passwd"):
-        if len(fields) >= 4 and fields[2].isdigit() and fields[3].isdigit():
-            yield _Account(name=fields[0], uid=int(fields[2]), gid=int(fields[3]))
+        if len(fields) >= 4 and (uid := _id(fields[2])) is not None and (gid := _id(fields[3])) is not None:
+            yield _Account(name=fields[0], uid=uid, gid=gid)
 
 
 def _groups(rootfs: Path) -> Iterator[_Group]:
     for fields in _records(rootfs, "/etc/group"):
-        if len(fields) >= 3 and fields[2].isdigit():
+        if len(fields) >= 3 and (gid := _id(fields[2])) is not None:
             members = tuple(name for name in (fields[3] if len(fields) > 3 else "").split(",") if name)
-            yield _Group(name=fields[0], gid=int(fields[2]), members=members)
+            yield _Group(name=fields[0], gid=gid, members=members)
 
 
 def _records(rootfs: Path, path: str) -> Iterator[list[str]]:
@@ -144,7 +149,7 @@ def _records(rootfs: Path, path: str) -> Iterator[list[str]]:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return
         data = file.read(_LIMIT)
-    for line in data.decode("utf-8", "surrogateescape").splitlines():
+    for line in data.decode("utf-8", "surrogateescape").split("\n"):  # other ends of lines are part of a name
         if line.strip():
             yield line.strip().split(":")
 

@@ -336,7 +336,10 @@ def _ids(kind: str) -> tuple[IdRange, ...]:
 
 
 def _check_ids(process: Process) -> None:
-    """Said before the kernel says EINVAL. Raises UnsupportedError."""
+    """Said before the kernel says EINVAL, or takes 32 bits of a number. Raises UnsupportedError."""
+    for id in process.groups:
+        if not 0 <= id < 2**32 - 1:
+            raise UnsupportedError(f"cannot run with group {id}: there is no such id")
     for kind, id in (("uid", process.uid), ("gid", process.gid)):
         if not _is_mapped(kind, id):
             count = sum(part.size for part in _ids(kind))
