@@ -69,7 +69,7 @@ def test_a_builder_and_what_kubectl_sees_of_it(place: Place, tmp_path: Path) -> 
         "create", "--name", "kube", "--driver", "kubernetes", "--driver-opt", "replicas=2,timeout=120s,requests.cpu=500m",
         "--buildkitd-config", str(tmp_path / "b.toml"), "--bootstrap", "--use",
     ).ok()  # fmt: skip
-    assert made.out == "kube\n" and "waiting for 2 pods to be ready, timeout: 120 seconds" in made.err
+    assert made.out == "kube\n" and "waiting for 2 pods to be ready, timeout: 2 minutes" in made.err
     pods = place.kubectl("get", "pods", "-l", "app=kube0", "-o", "name").split()
     assert len(pods) == 2
     command.build(TEXT, "-o", str(tmp_path / "out")).ok()
