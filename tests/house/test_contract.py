@@ -64,8 +64,8 @@ EXCEPTIONS = {
     ("driver/embedded.py", "op"),
     ("driver/embedded.py", "store"),  # what is stored, and what may go, as the engine's cache says it
 }
-PROCESS_ROOMS = {"runtime", "driver", "op", "registry", "snapshot", "testing"}
-"""Who may start processes: runtimes, drivers, git, credential helpers, fuse-overlayfs, and real registries for tests."""
+PROCESS_ROOMS = {"kernel", "runtime", "driver", "op", "registry", "snapshot", "testing"}
+"""Who may start processes: the compiler of our own C, runtimes, drivers, git, credential helpers, fuse-overlayfs, and real registries for tests."""
 
 
 def _files() -> list[Path]:

@@ -7,8 +7,7 @@ looked up inside the tree, links included.
 
 Digests of an immutable result are kept with it (`content.results` by selector, `content.tree` by file) and in a small cache
 in memory. A tree that changes between builds (a local source; it is marked with VOLATILE, and each build has a frozen view of
-it) keeps the digests of its files, which whoever changes it takes out (`forget` before, `renew` after), and compares inode, size
-and time of modification.
+it) keeps its digests the same way, and whoever changes it says which paths (`forget` before, `renew` after).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,8 @@ from chantier.errors import CancelledError_, NotFoundError
 from chantier.solver.keys import content_key_id
 from chantier.spec.patterns import clean
 
-from .content_tree import EMPTY, ContentTree, Known, Selector, pack_known, unpack_checked
+from .content_node import pack, unpack, update
+from .content_tree import EMPTY, ContentTree, Selector
 from .listing import Listings, list_tree
 from .types import never
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .ref import MutableRef, Ref
 
 VOLATILE = "content.volatile"
-"""Set (to anything) as meta of a mutable record that views are taken of: of its kept digests `forget` and `renew` tell what holds."""
+"""Set (to anything) as meta of a mutable record that views are taken of: what of its kept digests holds, `forget` and `renew` say."""
 
 _RESULTS = "content.results"
 _TREE = "content.tree"
@@ -76,12 +76,11 @@ def content_digests(
     selectors = selectors or (Selector(),)
     if ref is None:
         return (combine([_of_nothing(selector) for selector in selectors]),)
-    volatile = ref.get_tree_meta(VOLATILE) is not None
     kept = _load_results(ref)
     listed: dict[str, tuple[str, str]] = {}
     if any(selector.key not in kept for selector in selectors):
         noted = listed if listings is not None and not any(selector.key in kept for selector in selectors) else None
-        kept |= _compute(ref, selectors, kept, volatile, step, sessions, cancelled, noted)
+        kept |= _compute(ref, selectors, kept, step, sessions, cancelled, noted)
     digest = combine([kept[selector.key] for selector in selectors])
     if listings is not None and listed and not listings.has(key := content_key_id(digest)):
         listings.save(key, listed)
@@ -95,16 +94,21 @@ def tree_digest(root: Path, selectors: Sequence[Selector] = (), *, cancelled: Ca
         return combine([tree.digest(selector) for selector in selectors or (Selector(),)])
 
 
-def forget(mutable: MutableRef) -> Known:
-    """The tree is about to change: what is known of its files, for `renew`. Nothing is kept until that is called."""
-    known = unpack_checked(mutable.get_meta(_TREE))
+def forget(mutable: MutableRef) -> bytes | None:
+    """The tree is about to change: what is known of it, for `renew`. Nothing is kept until that is called."""
+    known = mutable.get_meta(_TREE)
     mutable.set_meta(_TREE, None)
     return known
 
 
-def renew(mutable: MutableRef, known: Known) -> None:
-    """The tree has changed: what is known of files that are still as they were, and of new ones."""
-    mutable.set_meta(_TREE, pack_known(known) if known else None)
+def renew(mutable: MutableRef, known: bytes | None, changed: Iterable[bytes], digests: Mapping[bytes, bytes]) -> None:
+    """The tree has changed: of what was known (None: of an empty tree) all holds but for these paths, be they new, other or gone.
+
+    `digests` are those of some files that are new or other (`file_digest.small_digest`).
+    """
+    top = unpack(known)
+    update(top, changed, digests)
+    mutable.set_meta(_TREE, pack(top))
 
 
 def combine(digests: Sequence[str]) -> str:
@@ -130,7 +134,6 @@ def _compute(
     ref: Ref,
     selectors: Sequence[Selector],
     kept: dict[str, str],
-    volatile: bool,
     step: Step | None,
     sessions: Sequence[Any],
     cancelled: Callable[[], bool],
@@ -141,7 +144,7 @@ def _compute(
     key = (id(ref.cache), ref.id)
     found: dict[str, str] = {}
     with _one_at_a_time(key, cancelled):
-        tree = _tree_of(ref, key, volatile)
+        tree = _tree_of(ref, key)
         with (
             mounted(ref.mounts(step=step, sessions=sessions, cancelled=cancelled), readonly=True) as root,
             tree.reading(root, cancelled),
@@ -155,7 +158,7 @@ def _compute(
                 listed.update(list_tree(tree, root, selectors) or {})
         _save_results(ref, found)
         if tree.changed:
-            ref.set_tree_meta(_TREE, tree.pack_checked() if volatile else tree.pack())
+            ref.set_tree_meta(_TREE, pack(tree.top))
             tree.changed = False
     return found
 
@@ -180,14 +183,13 @@ def _one_at_a_time(key: tuple[int, str], cancelled: Callable[[], bool]) -> Itera
                 _busy[key] = (lock, users - 1)
 
 
-def _tree_of(ref: Ref, key: tuple[int, str], volatile: bool) -> ContentTree:
+def _tree_of(ref: Ref, key: tuple[int, str]) -> ContentTree:
     with _trees_lock:
         tree = _trees.get(key)
         if tree is not None:
             _trees.move_to_end(key)
             return tree
-    kept = ref.get_tree_meta(_TREE)
-    tree = ContentTree(known=unpack_checked(kept)) if volatile else ContentTree.unpack(kept)
+    tree = ContentTree(unpack(ref.get_tree_meta(_TREE)))
     with _trees_lock:
         _trees[key] = tree
         while len(_trees) > 20:
@@ -217,7 +219,6 @@ __all__ = [
     "EMPTY",
     "VOLATILE",
     "ContentTree",
-    "Known",
     "Selector",
     "combine",
     "content_digest",
@@ -225,5 +226,4 @@ __all__ = [
     "forget",
     "renew",
     "tree_digest",
-    "unpack_checked",
 ]

@@ -66,6 +66,8 @@ class Listings:
 def list_tree(tree: ContentTree, root: Path, selectors: Sequence[Selector]) -> dict[str, tuple[str, str]] | None:
     """While the tree is being read: what the selectors took of it; None if that is too much to be worth keeping."""
     found: dict[str, tuple[str, str]] = {}
+    if tree.size(selectors) >= MAX_FILES:
+        return None
     for path, digest in tree.entries(selectors):
         if len(found) >= MAX_FILES:
             return None

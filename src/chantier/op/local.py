@@ -15,18 +15,19 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chantier.cache.content import VOLATILE, Known, forget, renew
+from chantier.cache.content import VOLATILE, forget, renew
 from chantier.cache.file_digest import small_digest
 from chantier.errors import ChantierError, DiskFullError, NotFoundError, SessionError, UsageError
 from chantier.kernel import copy_file
 from chantier.layer.shared import Inodes, write_shared
 from chantier.llb.definition import LoadedVertex
-from chantier.session.sync import Receiver, is_hard, pack, sync, unpack
+from chantier.session.follow import differing, follow
+from chantier.session.sync import Receiver, pack, unpack, unpack_rows
 from chantier.session.types import FilesRequest
 from chantier.session.walk import Entry, filter_of, to_stat, walk
 from chantier.snapshot import mounted
@@ -128,35 +129,39 @@ class LocalOp:
 
     def _follow(self, mutable: MutableRef, source: Path, progress: _Progress, cancelled: Callable[[], bool]) -> None:
         """The client's directory lies on this machine: both halves of the transfer run here."""
-        known = unpack(mutable.get_meta(_INDEX)) if self._compare else None
+        index = mutable.get_meta(_INDEX) if self._compare else None
+        known = unpack_rows(index) is not None
         request = self._checked(source)
-        digests: Known = {}
+        digests: bytes | None = None
 
         def changing() -> None:
             # Until the tree is whole again there is no index: what a killed build left half-made is then made anew.
+            nonlocal digests
             mutable.set_meta(_INDEX, None)
-            digests.update(forget(mutable))
+            digests = forget(mutable)
 
         with mounted(mutable.mounts()) as into, _translated(self._name):
-            if known is None:
-                forget(mutable)
+            if not known:
+                changing()
+                digests = None
                 _empty(into)
-            with Receiver(into, known, changing=changing) as receiver:
-                if self._metadata_only:
+            if self._metadata_only:
+                with Receiver(into, {}) as receiver:
                     self._metadata(source, receiver, into, cancelled)
-                    return
-                fresh: Known = {}
-                index = sync(
-                    source,
-                    request,
-                    receiver,
-                    on_bytes=progress.add,
-                    on_file=lambda entry, inode, data: _note(fresh, entry, inode, data),
-                    cancelled=cancelled,
-                )
-            if receiver.changed or known is None:
-                _renew(mutable, digests, receiver.renewed, fresh, index)
-                mutable.set_meta(_INDEX, pack(index))
+                return
+            done = follow(
+                source,
+                request,
+                into,
+                index if known else None,
+                digest=small_digest,
+                changing=changing if known else lambda: None,
+                on_bytes=progress.add,
+                cancelled=cancelled,
+            )
+            if done.index is not None:
+                renew(mutable, digests, done.changed, done.digests)
+                mutable.set_meta(_INDEX, done.index)
 
     def _checked(self, source: Path) -> FilesRequest:
         try:
@@ -170,16 +175,19 @@ class LocalOp:
         """The client's directory is elsewhere."""
         known = unpack(mutable.get_meta(_INDEX)) if self._compare else None
 
-        digests: Known = {}
-        fresh: Known = {}
+        digests: bytes | None = None
+        fresh: dict[bytes, bytes] = {}
 
         def mount(_cancelled: Callable[[], bool]) -> tuple[Any, Path]:
+            nonlocal digests
             context = mounted(mutable.mounts())
             into = context.__enter__()
             if known is None:
                 _empty(into)
             mutable.set_meta(_INDEX, None)  # until the tree is whole again
-            digests.update(forget(mutable) if known is not None else {})
+            digests = forget(mutable)
+            if known is None:
+                digests = None
             return context, into
 
         context, into = await self._worker.threaded(mount)
@@ -202,15 +210,13 @@ class LocalOp:
                 into,
                 known=dict(known or {}),
                 on_bytes=progress.add,
-                on_file=lambda entry, inode, data: _note(fresh, entry, inode, data),
+                on_file=lambda entry, _inode, data: _note(fresh, entry, data),
             )
         finally:
             await self._worker.threaded(lambda _cancelled: context.__exit__(None, None, None))
 
         def keep(_cancelled: Callable[[], bool]) -> None:
-            before = known or {}
-            renewed = {path for path, value in index.items() if before.get(path) != value or is_hard(value)}
-            _renew(mutable, digests, renewed, fresh, index)
+            renew(mutable, digests, differing(known or {}, index), fresh)
             mutable.set_meta(_INDEX, pack(index))
 
         await self._worker.threaded(keep)
@@ -268,17 +274,10 @@ def _translated(name: str) -> Iterator[None]:
         raise kind(f"failed to transfer {name}: {place}{(err.strerror or '').lower()}") from err
 
 
-def _note(fresh: Known, entry: Entry, inode: int, data: bytes) -> None:
+def _note(fresh: dict[bytes, bytes], entry: Entry, data: bytes) -> None:
     """Hash a small file while its bytes are at hand: its copy is root's."""
     if not entry.xattrs:
-        fresh[os.fsencode(entry.path)] = (inode, len(data), entry.mtime_ns, small_digest(entry.mode, data))
-
-
-def _renew(mutable: MutableRef, digests: Known, renewed: set[str], fresh: Known, index: Mapping[str, bytes]) -> None:
-    for path in renewed:
-        digests.pop(os.fsencode(path), None)
-    kept = {path: facts for path, facts in digests.items() if os.fsdecode(path) in index}
-    renew(mutable, kept | fresh)
+        fresh[os.fsencode(entry.path)] = small_digest(entry.mode, data)
 
 
 def _fill(entry: Entry, fd: int) -> None:

@@ -28,13 +28,14 @@ from .types import FilesRequest
 from .walk import Entry, walk, xattrs_of
 
 _MAGIC = b"CS1\0"
-_SIGNATURE = struct.Struct("<IQqqQQB")
+SIGNATURE = struct.Struct("<IQqqQQB")
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _AGAIN = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-_SMALL = 256 * 1024
-_COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE: what file systems stamp with
-_TICK_NS = 20_000_000
+SMALL = 256 * 1024
+COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE: what file systems stamp with
+TICK_NS = 20_000_000
+COARSE_TICK_NS = 2_000_000_000  # of file systems that keep whole seconds
 
 Known = dict[str, bytes]
 
@@ -46,33 +47,76 @@ def _never() -> bool:
 def signature(entry: Entry) -> bytes:
     """What of an entry must be the same for it to be left as it is."""
     size = 0 if entry.is_dir else entry.size
-    head = _SIGNATURE.pack(entry.mode, size, entry.mtime_ns, entry.ctime_ns, entry.ino, entry.rdev, entry.hard)
+    head = SIGNATURE.pack(entry.mode, size, entry.mtime_ns, entry.ctime_ns, entry.ino, entry.rdev, entry.hard)
     return head + os.fsencode(entry.link)
 
 
 def pack(known: Known) -> bytes:
-    rows = []
-    for path, value in known.items():
-        rows.append(os.fsencode(path) + b"\0" + len(value).to_bytes(2, "little") + value)
-    return _MAGIC + zlib.compress(b"".join(rows), 1)
+    return pack_rows(b"".join(os.fsencode(path) + b"\0" + len(v).to_bytes(2, "little") + v for path, v in known.items()))
 
 
 def unpack(data: bytes | None) -> Known | None:
     """None if there is no index, or none this version understands."""
-    if data is None or not data.startswith(_MAGIC):
+    raw = unpack_rows(data)
+    if raw is None:
         return None
     known: Known = {}
     try:
-        raw = zlib.decompress(data[len(_MAGIC) :])
         at = 0
         while at < len(raw):
             end = raw.index(b"\0", at)
             size = int.from_bytes(raw[end + 1 : end + 3], "little")
             known[os.fsdecode(raw[at:end])] = raw[end + 3 : end + 3 + size]
             at = end + 3 + size
-    except (zlib.error, ValueError):
+    except ValueError:
         return None
     return known
+
+
+def row(entry: Entry) -> bytes:
+    """An entry as the index has it."""
+    value = signature(entry)
+    return os.fsencode(entry.path) + b"\0" + len(value).to_bytes(2, "little") + value
+
+
+def pack_rows(rows: bytes) -> bytes:
+    return _MAGIC + zlib.compress(rows, 1)
+
+
+def unpack_rows(data: bytes | None) -> bytes | None:
+    """The rows of an index; None as with `unpack`."""
+    if data is None or not data.startswith(_MAGIC):
+        return None
+    try:
+        return zlib.decompress(data[len(_MAGIC) :])
+    except zlib.error:
+        return None
+
+
+class Directories:
+    """Directories below one that is open, opened as they are needed and without following links. Paths that come in a walk's order
+    find theirs open already, mostly.
+    """
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+        self._open: list[tuple[str, int]] = []  # from the top down to where the last path was
+
+    def parent(self, path: str) -> tuple[int, str]:
+        """The directory a path lies in, open until the next call, and its name there."""
+        head, _, name = path.rpartition("/")
+        while self._open and not (head == self._open[-1][0] or head.startswith(self._open[-1][0] + "/")):
+            os.close(self._open.pop()[1])
+        done = self._open[-1][0] if self._open else ""
+        for part in filter(None, head[len(done) :].split("/")):
+            fd = os.open(part, _DIR, dir_fd=self._open[-1][1] if self._open else self.root)
+            done = f"{done}/{part}" if done else part
+            self._open.append((done, fd))
+        return self._open[-1][1] if self._open else self.root, name
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.pop()[1])
 
 
 def look(into: Path, *, cancelled: Callable[[], bool] = _never) -> Known:
@@ -99,19 +143,23 @@ class Receiver:
         owner: tuple[int, int] | None = (0, 0),
         remove: bool = True,
         changing: Callable[[], None] = lambda: None,
+        directories: dict[str, int] | None = None,
     ) -> None:
-        """`changing` is called once, before the first change."""
+        """`changing` is called once, before the first change. With all `directories` there will be and their times, entries are
+        taken to come from a walk of our own: unchecked, and as they differ only.
+        """
         self._known = known if known is not None else {}
         self._owner = owner
         self._remove = remove
         self._changing: Callable[[], None] | None = changing
         self._new: Known = {}
-        self._started = time.clock_gettime_ns(_COARSE_CLOCK)
-        self._root = os.open(into, _DIR)
-        self._open: list[tuple[str, int]] = []  # directories from the top down to where the last change was
+        self._started = time.clock_gettime_ns(COARSE_CLOCK)
+        self.root = os.open(into, _DIR)
+        self._directories = Directories(self.root)
         self.renewed: set[str] = set()  # paths that were made anew, directories left out
         self._touched: set[str] = set()  # directories whose times have to be put back
-        self._times: dict[str, int] = {}
+        self._times: dict[str, int] = directories if directories is not None else {}
+        self._checking = directories is None
         self._last: tuple[bytes, ...] = ()
         self.changed = False
 
@@ -119,16 +167,17 @@ class Receiver:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._leave(0)
-        if self._root >= 0:
-            os.close(self._root)
-            self._root = -1
+        self._directories.close()
+        if self.root >= 0:
+            os.close(self.root)
+            self.root = -1
 
     # -- what a sender's entries lead to
 
     def want(self, entry: Entry) -> bool:
         """Take note of an entry; make it unless it is a file with content, and then say whether that is needed."""
-        self._check(entry)
+        if self._checking:
+            self._check(entry)
         value = signature(entry)
         kept = self._known.pop(entry.path, None)
         # Of a file that changed just now the same signature may stand for other bytes next time.
@@ -143,7 +192,7 @@ class Receiver:
             self._directory(entry, was_dir=kept is not None and _is_dir(kept))
             return False
         self.renewed.add(entry.path)
-        parent, name = self._parent(entry.path)
+        parent, name = self._directories.parent(entry.path)
         if kept is not None or not entry.has_content:
             self._clear(parent, name)
         self._touch(entry.path)
@@ -160,7 +209,7 @@ class Receiver:
 
     def open(self, entry: Entry, *, again: bool = False) -> int:
         """A descriptor to write a wanted file's bytes to. `again`: the file was made by an earlier call."""
-        parent, name = self._parent(entry.path)
+        parent, name = self._directories.parent(entry.path)
         if again:
             return os.open(name, _AGAIN, dir_fd=parent)
         try:
@@ -193,9 +242,19 @@ class Receiver:
         for path in sorted(self._touched, reverse=True):
             if path in self._times:
                 with suppress(FileNotFoundError):
-                    parent, name = self._parent(path)
+                    parent, name = self._directories.parent(path)
                     os.utime(name, ns=(self._times[path], self._times[path]), dir_fd=parent, follow_symlinks=False)
         return self._new
+
+    def begin(self) -> None:
+        """Somebody is going to make files in the tree, and says `wrote` of each."""
+        self._begin()
+
+    def wrote(self, path: str) -> None:
+        """A file was made as its entry says, in the place of what was there."""
+        self._known.pop(path, None)
+        self.renewed.add(path)
+        self._touch(path)
 
     # -- changes
 
@@ -206,7 +265,7 @@ class Receiver:
             changing()
 
     def _tick(self, entry: Entry) -> int:
-        return 2_000_000_000 if entry.ctime_ns % 1_000_000_000 == 0 else _TICK_NS
+        return COARSE_TICK_NS if entry.ctime_ns % 1_000_000_000 == 0 else TICK_NS
 
     def _check(self, entry: Entry) -> None:
         """A sender's paths are clean, relative and in order, and their directories come first."""
@@ -221,7 +280,7 @@ class Receiver:
         self._last = parts
 
     def _directory(self, entry: Entry, *, was_dir: bool) -> None:
-        parent, name = self._parent(entry.path)
+        parent, name = self._directories.parent(entry.path)
         if not was_dir:
             try:
                 os.mkdir(name, 0o700, dir_fd=parent)
@@ -245,10 +304,10 @@ class Receiver:
             os.close(fd)
 
     def _hard_link(self, entry: Entry, parent: int, name: str) -> None:
-        if entry.link not in self._new:
+        if self._checking and entry.link not in self._new:
             raise SessionError(f"invalid hard link {entry.path} to {entry.link}: that was not sent")
         head, _, other = entry.link.rpartition("/")
-        fd = os.dup(self._root)
+        fd = os.dup(self.root)
         try:
             for part in filter(None, head.split("/")):
                 below = os.open(part, _DIR, dir_fd=fd)
@@ -276,7 +335,7 @@ class Receiver:
         head = path.rpartition("/")[0]
         if head and head not in self._times:  # went with its directory
             return
-        parent, name = self._parent(path)
+        parent, name = self._directories.parent(path)
         self._clear(parent, name)
         self._touch(path)
 
@@ -295,32 +354,14 @@ class Receiver:
         if head:
             self._touched.add(head)
 
-    # -- directories
-
-    def _parent(self, path: str) -> tuple[int, str]:
-        """The directory a path lies in, open, and its name there. Entries come in order, so most are open already."""
-        head, _, name = path.rpartition("/")
-        while self._open and not (head == self._open[-1][0] or head.startswith(self._open[-1][0] + "/")):
-            self._leave(len(self._open) - 1)
-        done = self._open[-1][0] if self._open else ""
-        for part in filter(None, head[len(done) :].split("/")):
-            fd = os.open(part, _DIR, dir_fd=self._open[-1][1] if self._open else self._root)
-            done = f"{done}/{part}" if done else part
-            self._open.append((done, fd))
-        return self._open[-1][1] if self._open else self._root, name
-
-    def _leave(self, depth: int) -> None:
-        while len(self._open) > depth:
-            os.close(self._open.pop()[1])
-
 
 def _is_dir(value: bytes) -> bool:
-    return len(value) >= _SIGNATURE.size and stat.S_ISDIR(_SIGNATURE.unpack_from(value)[0])
+    return len(value) >= SIGNATURE.size and stat.S_ISDIR(SIGNATURE.unpack_from(value)[0])
 
 
 def is_hard(value: bytes) -> bool:
     """Whether a signature is that of a further name of a file."""
-    return len(value) >= _SIGNATURE.size and bool(_SIGNATURE.unpack_from(value)[6])
+    return len(value) >= SIGNATURE.size and bool(SIGNATURE.unpack_from(value)[6])
 
 
 def sync(
@@ -345,35 +386,47 @@ def sync(
             entry.mtime_ns = mtime_ns
         if not receiver.want(entry):
             continue
-        try:
-            read = entry.open()
-        except FileNotFoundError:  # gone since it was seen: as if it were empty, until next time
-            read = -1
-        except OSError as err:
-            if err.errno == errno.ENXIO:  # a socket
-                read = -1
-            else:
-                raise SessionError(f"failed to read {entry.path}: {(err.strerror or '').lower()}") from err
-        write = receiver.open(entry)
-        if read >= 0:
-            try:
-                entry.xattrs = xattrs_of(read)
-                count, data = _copy(read, write, entry.size, cancelled)
-                on_bytes(count)
-                if data is not None:
-                    on_file(entry, os.fstat(write).st_ino, data)
-            except BaseException:
-                os.close(write)
-                raise
-            finally:
-                os.close(read)
-        receiver.close_file(entry, write)
+        take(entry, receiver, on_bytes=on_bytes, on_file=on_file, cancelled=cancelled)
     return receiver.finish()
+
+
+def take(
+    entry: Entry,
+    receiver: Receiver,
+    *,
+    on_bytes: Callable[[int], None],
+    on_file: Callable[[Entry, int, bytes], None],
+    cancelled: Callable[[], bool],
+) -> None:
+    """Copy the content of an entry that `want` said yes to."""
+    try:
+        read = entry.open() if entry.dir_fd >= 0 else -1
+    except FileNotFoundError:  # gone since it was seen: as if it were empty, until next time
+        read = -1
+    except OSError as err:
+        if err.errno == errno.ENXIO:  # a socket
+            read = -1
+        else:
+            raise SessionError(f"failed to read {entry.path}: {(err.strerror or '').lower()}") from err
+    write = receiver.open(entry)
+    if read >= 0:
+        try:
+            entry.xattrs = xattrs_of(read)
+            count, data = _copy(read, write, entry.size, cancelled)
+            on_bytes(count)
+            if data is not None:
+                on_file(entry, os.fstat(write).st_ino, data)
+        except BaseException:
+            os.close(write)
+            raise
+        finally:
+            os.close(read)
+    receiver.close_file(entry, write)
 
 
 def _copy(read: int, write: int, size: int, cancelled: Callable[[], bool]) -> tuple[int, bytes | None]:
     """How many bytes, and these if they are few and as many as was expected."""
-    if size > _SMALL:
+    if size > SMALL:
         if cancelled():
             raise CancelledError_
         return copy_file(read, write, size), None
@@ -383,10 +436,29 @@ def _copy(read: int, write: int, size: int, cancelled: Callable[[], bool]) -> tu
         return size, data
     done = len(data)
     while data:
-        data = os.read(read, _SMALL)
+        data = os.read(read, SMALL)
         write_all(write, data)
         done += len(data)
     return done, None
 
 
-__all__ = ["Known", "Receiver", "is_hard", "look", "pack", "signature", "sync", "unpack"]
+__all__ = [
+    "COARSE_CLOCK",
+    "COARSE_TICK_NS",
+    "SIGNATURE",
+    "SMALL",
+    "TICK_NS",
+    "Directories",
+    "Known",
+    "Receiver",
+    "is_hard",
+    "look",
+    "pack",
+    "pack_rows",
+    "row",
+    "signature",
+    "sync",
+    "take",
+    "unpack",
+    "unpack_rows",
+]

@@ -8,26 +8,22 @@ gets hold of the helper's own program file (CVE-2019-5736): of one that nobody c
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import stat
-import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from chantier.errors import UnsupportedError
+from chantier.kernel.compiled import CompileError, compiled
 from chantier.values import dataclass
 
 _SOURCE = Path(__file__).with_name("sandbox.c")
 _SCRIPT = Path(__file__).with_name("helper") / "__main__.py"
 _FLAGS = ("-O2", "-std=gnu11", "-w")
-_COMPILERS = ("cc", "gcc", "clang", "musl-gcc")
-_COMPILE_S = 120.0
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -76,36 +72,15 @@ def _is_ours(path: Path) -> bool:
 
 
 def _compiled(cache: Path, *, must: bool) -> Path | None:
-    """The compiled helper, which is named by what it was compiled from."""
-    source = _SOURCE.read_bytes()
-    digest = hashlib.sha256(b" ".join([source, os.uname().machine.encode(), *map(str.encode, _FLAGS)])).hexdigest()[:16]
-    kept = cache / f"sandbox-{digest}"
-    if kept.is_file():
-        return kept
-    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
-        if must:
-            raise UnsupportedError("the sandbox helper in C needs a compiler, and there is none", hint="install gcc")
-        return None
-    cache.mkdir(mode=0o755, parents=True, exist_ok=True)
-    said = ""
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".build-") as work:
-        fresh = Path(work) / "sandbox"
-        for how in (("-static",), ()):  # without its static half, the C library must do
-            command = [compiler, *_FLAGS, *how, "-o", os.fspath(fresh), os.fspath(_SOURCE)]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_S, check=False, cwd=work)
-            except (OSError, subprocess.TimeoutExpired) as err:
-                said = str(err)
-                continue
-            if done.returncode == 0:
-                fresh.chmod(0o755)
-                os.replace(fresh, kept)
-                return kept
-            said = done.stderr
-    if must:
-        raise UnsupportedError(f"the sandbox helper could not be compiled with {compiler}", detail=said)
-    return None  # a compiler without headers: Python will do
+    """The compiled helper. Without its static half, the C library must do."""
+    try:
+        return compiled(_SOURCE, cache, "sandbox", flags=_FLAGS, variants=(("-static",), ()))
+    except CompileError as err:
+        if not must:
+            return None  # no compiler, or one without headers: Python will do
+        if not str(err):
+            raise UnsupportedError("the sandbox helper in C needs a compiler, and there is none", hint="install gcc") from err
+        raise UnsupportedError("the sandbox helper could not be compiled", detail=str(err)) from err
 
 
 def _python() -> Helper:
