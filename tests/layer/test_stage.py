@@ -100,6 +100,12 @@ class Layered:
         return stage
 
 
+@pytest.fixture(autouse=True, params=["c", "python"])
+def trees_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names for a directory's files at once, or one by one."""
+    monkeypatch.setenv("CHANTIER_TREES", request.param)
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     path = tmp_path / "base"

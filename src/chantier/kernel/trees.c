@@ -457,9 +457,11 @@ static int by_number(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-// Give each regular file in `from` a further name in `to`, but for those whose inode is among the sorted `taken`. `inodes` gets
-// those of the files linked, `rest` the names (NUL after each) of everything else, in the order of their bytes. 0 or an errno.
-API int chantier_link(int from, int to, const uint64_t *taken, uint64_t taken_count, struct buffer *inodes, struct buffer *rest) {
+// Give each regular file in `from` a further name in `to`, but for those whose inode is among the sorted `taken` and, if `uid` is
+// not negative, those of other owners. `inodes` gets those of the files linked, `rest` the names (NUL after each) of everything
+// else, in the order of their bytes. 0 or an errno.
+API int chantier_link(int from, int to, int64_t uid, int64_t gid, const uint64_t *taken, uint64_t taken_count,
+                      struct buffer *inodes, struct buffer *rest) {
     struct names names;
     int error = list(from, &names) ? errno : 0, linking = 1;
     for (size_t i = 0; !error && i < names.count; i++) {
@@ -467,12 +469,13 @@ API int chantier_link(int from, int to, const uint64_t *taken, uint64_t taken_co
         struct stat info;
         if (fstatat(from, name, &info, AT_SYMLINK_NOFOLLOW)) { error = errno; break; }
         uint64_t ino = info.st_ino;
-        if (linking && S_ISREG(info.st_mode) && !bsearch(&ino, taken, taken_count, sizeof ino, by_number)) {
+        int same = uid < 0 || (info.st_uid == (uid_t)uid && info.st_gid == (gid_t)gid);
+        if (linking && same && S_ISREG(info.st_mode) && !bsearch(&ino, taken, taken_count, sizeof ino, by_number)) {
             if (!linkat(from, name, to, name, 0)) {
                 if (add_number(inodes, ino)) error = ENOMEM;
                 continue;
             }
-            if (errno == EMLINK) linking = 0;
+            linking = errno == EMLINK || errno == EEXIST;  // of this file; else none can be linked
         }
         if (add(rest, name, strlen(name) + 1)) error = ENOMEM;
     }

@@ -49,7 +49,7 @@ class Trees:
         library.chantier_copy.argtypes = (
             fd, fd, text, number, pointer, text, number, ctypes.c_int64, ctypes.c_int64, pointer, pointer,
         )  # fmt: skip
-        library.chantier_link.argtypes = (fd, fd, pointer, number, pointer, pointer)
+        library.chantier_link.argtypes = (fd, fd, ctypes.c_int64, ctypes.c_int64, pointer, number, pointer, pointer)
         library.chantier_free.argtypes = (pointer,)
         library.chantier_free.restype = None
 
@@ -109,12 +109,13 @@ class Trees:
         data = memoryview(results)[: count * _COPIED.size]
         return ((ino, bool(done), digest if hashed else b"") for ino, done, hashed, digest in _COPIED.iter_unpack(data))
 
-    def link(self, source: int, target: int, taken: array[int]) -> tuple[array[int], list[bytes]]:
-        """Give the files of one directory further names in another, but for inodes that are `taken` (sorted): the inodes linked,
-        and the names of everything that was not.
+    def link(self, source: int, target: int, taken: array[int], owner: tuple[int, int] | None) -> tuple[array[int], list[bytes]]:
+        """Give the files of one directory further names in another, but for inodes that are `taken` (sorted) and files that are
+        not `owner`'s: the inodes linked, and the names of everything that was not.
         """
+        uid, gid = owner if owner is not None else (-1, -1)
         place = self._c.c_void_p(taken.buffer_info()[0])
-        code, (inodes, rest) = self._call("chantier_link", 2, source, target, place, len(taken), ...)
+        code, (inodes, rest) = self._call("chantier_link", 2, source, target, uid, gid, place, len(taken), ...)
         _check(code)
         return array("Q", inodes), rest.split(b"\0")[:-1]
 

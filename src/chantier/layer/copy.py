@@ -15,6 +15,8 @@ import os
 import posixpath
 import shutil
 import stat
+from array import array
+from bisect import insort
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ from tempfile import TemporaryDirectory
 
 from chantier.errors import CancelledError_, ChantierError, DiskFullError, NotFoundError
 from chantier.kernel import copy_file, in_user_namespace, is_whiteout, open_in_root, resolve_in_root, write_all
+from chantier.kernel.trees import trees
 from chantier.spec.glob import base_name, compile_glob, has_wildcards, split_wildcards
 from chantier.spec.patterns import Filter, Parents, clean
 from chantier.values import dataclass
@@ -232,7 +235,7 @@ class _Copy:
         self.links: dict[tuple[int, int], str] = {}
         self.stage: Stage | None = None
         self.shared: set[int] = set()  # inodes this walk gave further names to
-        self.me = (os.geteuid(), os.getegid())
+        self.unshared: array[int] | None = None  # in order: inodes that no name is given to, once somebody asked
         self.stack: list[_Dir] = []
 
     # -- one source ------------------------------------------------------------------------------------------------
@@ -282,6 +285,7 @@ class _Copy:
             os.close(self.mkdirs(into if made else posixpath.dirname(into)))
             self.links.clear()
             self.shared.clear()
+            self.unshared = None
             parent, name = self.open_parent(self.target_fd, into)
             try:
                 if is_dir:
@@ -379,10 +383,8 @@ class _Copy:
         try:
             if include:
                 self.open_target(here, parent, name, self.stack[-2] if len(self.stack) > 1 else None, made=made)
-            with os.scandir(fd) as entries:
-                listing = sorted(entries, key=_by_bytes)
-            for entry in listing:
-                self.entry(here, entry, rel, state)
+            for child, its_info in self.listing(here):
+                self.entry(here, child, its_info, rel, state)
             if here.created or (include and not top):
                 self.finish(here)
             elif top:
@@ -393,11 +395,31 @@ class _Copy:
             if here.target >= 0:
                 os.close(here.target)
 
-    def entry(self, here: _Dir, entry: os.DirEntry[str], rel: str, state: State) -> None:
+    def listing(self, here: _Dir) -> Iterator[tuple[str, os.stat_result]]:
+        """What is to be copied of a directory, in the order of names' bytes; its files are shared at once where all can be."""
+        library = trees() if self.shares_all and here.plain else None
+        if library is None or self.stage is None or not self.stage.sharing:
+            with os.scandir(here.source) as entries:
+                found = sorted(entries, key=_by_bytes)
+            return ((entry.name, entry.stat(follow_symlinks=False)) for entry in found)
         if self.cancelled():
             raise CancelledError_
-        name = entry.name
-        info = entry.stat(follow_symlinks=False)
+        if self.unshared is None:
+            self.unshared = array("Q", sorted({*self.stage.taken.numbers, *(ino for _, ino in self.links)} - self.shared))
+        linked, rest = library.link(here.source, here.target, self.unshared, self.options.owner)
+        self.shared.update(linked)
+        return ((os.fsdecode(name), os.lstat(name, dir_fd=here.source)) for name in rest)
+
+    @property
+    def shares_all(self) -> bool:
+        """Whether each file would be shared that can be (see `share`)."""
+        options = self.options
+        plain = options.mode is None and self.change is None and options.time_ns is None
+        return plain and not self.filtering and self.stage is not None and not self.stage.taken.all
+
+    def entry(self, here: _Dir, name: str, info: os.stat_result, rel: str, state: State) -> None:
+        if self.cancelled():
+            raise CancelledError_
         if is_whiteout(info):
             return
         is_dir = stat.S_ISDIR(info.st_mode)
@@ -526,6 +548,8 @@ class _Copy:
             os.close(read)
         if info.st_nlink > 1:
             self.links.setdefault((info.st_dev, info.st_ino), path)
+            if self.unshared is not None:  # further names are those of the copy
+                insort(self.unshared, info.st_ino)
 
     def contents(self, read: int, write: int, info: os.stat_result) -> None:
         size = info.st_size
