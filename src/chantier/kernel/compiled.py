@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +18,17 @@ _COMPILE_S = 120.0
 
 class CompileError(Exception):
     """Says what the compiler said; "" if there is none."""
+
+
+def caches() -> list[Path]:
+    """Where what is compiled may be kept for all engines of this user, in the order of trial. Look at `is_ours` of what is there."""
+    own = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "chantier")
+    return [Path("/var/cache/chantier"), own] if os.geteuid() == 0 else [own]
+
+
+def is_ours(info: os.stat_result) -> bool:
+    """Whether nobody else can have put a file or directory there, or can change it."""
+    return info.st_uid == os.geteuid() and not stat.S_ISLNK(info.st_mode) and not info.st_mode & 0o022
 
 
 def compiled(source: Path, cache: Path, name: str, *, flags: Sequence[str], variants: Sequence[Sequence[str]] = ((),)) -> Path:
@@ -51,4 +63,4 @@ def compiled(source: Path, cache: Path, name: str, *, flags: Sequence[str], vari
     raise CompileError(said or f"{compiler} failed")
 
 
-__all__ = ["CompileError", "compiled"]
+__all__ = ["CompileError", "caches", "compiled", "is_ours"]

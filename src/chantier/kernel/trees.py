@@ -19,7 +19,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any
 
-from .compiled import CompileError, compiled
+from .compiled import CompileError, caches, compiled, is_ours
 
 _SOURCE = Path(__file__).with_name("trees.c")
 _FLAGS = ("-O2", "-std=gnu11", "-w", "-shared", "-fPIC", "-fvisibility=hidden")
@@ -144,7 +144,7 @@ def trees() -> Trees | None:
 
 @cache
 def _library() -> Trees | None:
-    for place in _places():
+    for place in caches():
         try:
             return _load(compiled(_SOURCE, place, "trees", flags=_FLAGS))
         except CompileError:
@@ -154,18 +154,13 @@ def _library() -> Trees | None:
     return None
 
 
-def _places() -> list[Path]:
-    own = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "chantier"
-    return [Path("/var/cache/chantier"), own] if os.geteuid() == 0 else [own]
-
-
 def _load(path: Path) -> Trees:
     import ctypes
 
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
+        if not stat.S_ISREG(info.st_mode) or not is_ours(info):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), os.fspath(path))
         return Trees(ctypes.CDLL(f"/proc/self/fd/{fd}"))
     finally:

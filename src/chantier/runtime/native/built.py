@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import stat
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from chantier.errors import UnsupportedError
-from chantier.kernel.compiled import CompileError, compiled
+from chantier.kernel.compiled import CompileError, compiled, is_ours
 from chantier.values import dataclass
 
 _SOURCE = Path(__file__).with_name("sandbox.c")
@@ -37,12 +36,6 @@ class Helper:
     env: tuple[tuple[str, str], ...] = ()
 
 
-def caches(last: Path) -> tuple[Path, ...]:
-    """Where the compiled helper may be kept, in the order of trial: what all engines of the user share, and `last`."""
-    shared = (Path("/var/cache/chantier"),) if os.geteuid() == 0 else ()
-    return (*shared, Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "chantier"), last)
-
-
 def find_helper(places: Sequence[Path], kind: str = "auto") -> Helper:
     """The helper of this machine. `kind` c or python insists; auto takes C where a compiler is, or has once been, found.
 
@@ -53,22 +46,16 @@ def find_helper(places: Sequence[Path], kind: str = "auto") -> Helper:
     if kind != "python":
         for place in places:
             try:
-                compiled = _compiled(place, must=kind == "c")
-                if compiled is None:
+                program = _compiled(place, must=kind == "c")
+                if program is None:
                     break
-                if _is_ours(place) and _is_ours(compiled):
-                    return Helper(kind="c", program=compiled, args=("chantier-sandbox",))
+                if is_ours(place.lstat()) and is_ours(program.lstat()):
+                    return Helper(kind="c", program=program, args=("chantier-sandbox",))
             except OSError:  # not ours to write to, or not there and not to be made
                 continue
     if kind == "c":
         raise UnsupportedError(f"the sandbox helper in C can be kept in none of {', '.join(map(str, places))}")
     return _python()
-
-
-def _is_ours(path: Path) -> bool:
-    """Nobody else can have put it there, or can change it."""
-    info = path.lstat()
-    return info.st_uid == os.geteuid() and not stat.S_ISLNK(info.st_mode) and not info.st_mode & 0o022
 
 
 def _compiled(cache: Path, *, must: bool) -> Path | None:

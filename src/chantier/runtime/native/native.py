@@ -15,6 +15,7 @@ from typing import Any
 
 from chantier.errors import NotFoundError, UnsupportedError, UsageError
 from chantier.kernel import IdRange, parse_id_map
+from chantier.kernel.compiled import caches
 from chantier.runtime import delegation, oci
 from chantier.runtime.host import Host, this_host
 from chantier.runtime.output import Stdin
@@ -24,7 +25,7 @@ from chantier.runtime.users import home_of
 from chantier.spec import new_id
 from chantier.values import dataclass, field
 
-from .built import Helper, caches, find_helper
+from .built import Helper, find_helper
 from .groups import Groups, Hierarchy
 from .hooked import Hooked
 from .plan import exec_plan, run_plan
@@ -76,7 +77,7 @@ class Native:
 
     def find(self) -> Helper:
         """The helper that is used here, compiled if that has to be done yet. UnsupportedError if there can be none."""
-        return find_helper(caches(self.places.root.parent / "native"), self._helper)
+        return find_helper((*caches(), self.places.root.parent / "native"), self._helper)
 
     async def run(
         self,
