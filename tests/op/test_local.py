@@ -20,6 +20,7 @@ from chantier.session.local import LocalSession
 from chantier.session.sync import Receiver, sync
 from chantier.session.types import FilesRequest
 from chantier.snapshot import mounted
+from chantier.store import settle
 
 if TYPE_CHECKING:
     from conftest import Bench, Job
@@ -199,3 +200,26 @@ def test_digests_are_kept_with_the_tree(bench: Bench, context: Path, job: Job) -
     known = unpack(again.get_tree_meta("content.tree"))
     assert known.below == 4
     assert all(node.digest for node in (*known.children.values(), known.children[b"d"].children[b"x"]))
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "elsewhere"])
+def test_a_tree_that_the_disk_may_not_have_is_noted_when_it_changed(
+    bench: Bench, context: Path, job: Job, remote: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its index says what is in it: after the machine went down that is not to be believed (docs/adr/0011)."""
+    monkeypatch.setattr(settle, "SOON_S", 3600.0)
+    unsettled, settler = bench.cache.root.unsettled, bench.cache.root.settler
+
+    def taken() -> set[str]:
+        job.sessions[:] = [Remote(context) if remote else LocalSession(directories={"context": context})]
+        (ref,) = bench.run(op(bench), job=job)
+        assert ref is not None
+        ref.release()
+        return {key for _, kind, key in unsettled.noted() if kind == "snapshot"}
+
+    first = taken()
+    assert len(first) == 1
+    settler.now()
+    assert taken() == set()
+    (context / "a").write_text("another")
+    assert taken() == first

@@ -223,6 +223,13 @@ class MutableRef(_Handle):
         snapshot = self.record.snapshot
         return self.cache.snapshots.layers(snapshot) if snapshot is not None and self.cache.snapshots.stacked else ()
 
+    def note(self) -> None:
+        """What was written counts from now on. If the machine goes down before it has reached the disk, the tree is forgotten."""
+        snapshot = self.record.snapshot
+        if snapshot is not None:
+            self.cache.snapshots.note(snapshot)
+            self.cache.root.settler.soon()
+
     def commit(self, *, description: str | None = None) -> Ref:
         """Make it immutable; this handle is used up."""
         state = self._take()

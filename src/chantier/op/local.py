@@ -160,6 +160,7 @@ class LocalOp:
                 cancelled=cancelled,
             )
             if done.index is not None:
+                mutable.note()
                 renew(mutable, digests, done.changed, done.digests)
                 mutable.set_meta(_INDEX, done.index)
 
@@ -216,7 +217,10 @@ class LocalOp:
             await self._worker.threaded(lambda _cancelled: context.__exit__(None, None, None))
 
         def keep(_cancelled: Callable[[], bool]) -> None:
-            renew(mutable, digests, differing(known or {}, index), fresh)
+            changed = differing(known or {}, index)
+            if changed:
+                mutable.note()
+            renew(mutable, digests, changed, fresh)
             mutable.set_meta(_INDEX, pack(index))
 
         await self._worker.threaded(keep)

@@ -149,6 +149,10 @@ class Names:
         point("snapshot.removed")
         self._discard(str(row[0]))
 
+    def note(self, name: str) -> None:
+        with self._db.write():
+            self._unsettled.note("snapshot", self.chain(name)[0].id)
+
     def drop_lost(self) -> list[str]:
         """Forget the snapshots that may not have reached the disk before the machine went down, and all on top of them.
 

@@ -64,6 +64,9 @@ class Native:
     def walk(self) -> Iterator[Info]:
         return self._names.walk()
 
+    def note(self, name: str) -> None:
+        self._names.note(name)
+
     def drop_lost(self) -> list[str]:
         return self._names.drop_lost()
 

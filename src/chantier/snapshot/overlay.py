@@ -77,6 +77,9 @@ class Overlay:
     def walk(self) -> Iterator[Info]:
         return self._names.walk()
 
+    def note(self, name: str) -> None:
+        self._names.note(name)
+
     def drop_lost(self) -> list[str]:
         return self._names.drop_lost()
 

@@ -70,5 +70,8 @@ class Snapshotter(Protocol):
     def walk(self) -> Iterator[Info]:
         """All snapshots, parents before children."""
 
+    def note(self, name: str) -> None:
+        """What was written to an active one counts from now on, whether it has reached the disk or not: see `drop_lost`."""
+
     def drop_lost(self) -> list[str]:
         """Forget what may not have reached the disk before the machine went down. Only while nobody else is alive."""
