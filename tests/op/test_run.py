@@ -164,7 +164,8 @@ def log_of(job: Any) -> str:
 
 @pytest.fixture
 def shop(bench: Bench, job: Any) -> Iterator[Shop]:
-    bench.worker.runtime = asyncio.run(probe(bench.worker.root))
+    # Not the native sandbox: its helper belongs to one event loop, and each run here has its own.
+    bench.worker.runtime = asyncio.run(probe(bench.worker.root, binary="runc"))
     yield Shop(bench, bench.tree(base), type(job))
     asyncio.run(bench.worker.runtime.close())
     executor = bench.worker.executor
