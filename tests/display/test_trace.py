@@ -80,6 +80,14 @@ def test_a_chain_of_any_depth() -> None:
     assert len(list(tree(loop))) == 1
 
 
+def test_names_do_nothing_to_a_terminal() -> None:
+    times = ("2026-01-02T03:04:05Z", "2026-01-02T03:04:06Z")
+    status = {"Code": 1, "Description": "\x1b]0;mine\x07"}
+    (line,) = tree([span("00f067aa0ba902b7", "RUN \x1b[2Jécho", *times, Status=status)])
+    assert "RUN \N{REPLACEMENT CHARACTER}[2Jécho  ERROR" in line
+    assert line.rstrip("\n").isprintable()
+
+
 def test_what_collectors_take() -> None:
     found = otlp(read_spans(stream(SPANS)))["resourceSpans"]
     assert len(found) == 2  # by who made them

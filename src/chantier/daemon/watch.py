@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from .daemon import Daemon
 
 _log = logging.getLogger(__name__)
+_State = tuple[int, int, int] | None  # time of modification, size, inode; None if it is not there
 _LOOK_S = 2.0
+_STILL_S = 0.2  # so long a file is as it was before it is read: editors cut it to nothing before they write
 _STALL_LOOK_S = 1.0
 
 
@@ -35,8 +37,10 @@ async def watch_config(daemon: Daemon, hangup: asyncio.Event) -> None:
         except TimeoutError:
             pass
         current = await asyncio.to_thread(_state, file)
-        if not hangup.is_set() and current == seen:
-            continue
+        if not hangup.is_set():
+            if current == seen:
+                continue
+            current = await _still(file, current)
         hangup.clear()
         seen = current
         try:
@@ -47,7 +51,17 @@ async def watch_config(daemon: Daemon, hangup: asyncio.Event) -> None:
             )
 
 
-def _state(file: Path | None) -> tuple[int, int, int] | None:
+async def _still(file: Path | None, state: _State) -> _State:
+    """Its state, once it has ceased to change."""
+    while True:
+        await asyncio.sleep(_STILL_S)
+        again = await asyncio.to_thread(_state, file)
+        if again == state:
+            return state
+        state = again
+
+
+def _state(file: Path | None) -> _State:
     if file is None:
         return None
     try:

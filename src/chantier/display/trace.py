@@ -45,7 +45,7 @@ def tree(spans: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for depth, span in _walk(spans):
         started, ended = _ns(span["StartTime"]), _ns(span["EndTime"])
         bar = _bar((started - first) / whole, (ended - first) / whole)
-        name = " ".join(str(span["Name"]).split())
+        name = _line(span["Name"])
         name = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
         yield f"{(started - first) / 1e9:9.3f}s {(ended - started) / 1e9:9.3f}s  {bar}  {'  ' * depth}{name}{_notes(span)}\n"
 
@@ -64,6 +64,11 @@ def _walk(spans: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str
         stack += [(depth + 1, child) for child in reversed(children.pop(span["SpanContext"]["SpanID"], []))]
 
 
+def _line(text: object) -> str:
+    """In one line, and harmless to a terminal: names come from Dockerfiles, and traces from other people's builders."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(str(text).split()))
+
+
 def _bar(started: float, ended: float) -> str:
     left = min(int(started * _BAR), _BAR - 1)
     width = max(1, min(round((ended - started) * _BAR), _BAR - left))
@@ -75,7 +80,7 @@ def _notes(span: Mapping[str, Any]) -> str:
     notes = ["CACHED"] if _attributes(span).get("cached") is True else []
     status = span.get("Status") or {}
     if status.get("Code") in _ERROR:
-        text = " ".join(str(status.get("Description") or "").split())
+        text = _line(status.get("Description") or "")
         notes.append(f"ERROR: {text}" if text else "ERROR")
     return f"  {'; '.join(notes)}" if notes else ""
 
