@@ -17,7 +17,7 @@ from typing import Any
 from chantier.cache import Cache, LayerSource, MutableRef, Ref
 from chantier.errors import RegistryError
 from chantier.progress import Step
-from chantier.snapshot import Native, Overlay, mounted
+from chantier.snapshot import Native, Overlay
 from chantier.spec import OCI_LAYER_GZIP, Descriptor, Digest
 from chantier.store import Root, Writer
 
@@ -127,12 +127,12 @@ class Home:
         return mutable.commit()
 
     def tree(self, ref: Ref) -> Tree:
-        with mounted(ref.mounts(), where=self.path / "mounts") as path:
+        with ref.mounted() as path:
             return read(path)
 
 
 def write(mutable: MutableRef, files: Tree, remove: Sequence[str] = ()) -> None:
-    with mounted(mutable.mounts(), where=mutable.cache.root.path / "mounts") as path:
+    with mutable.mounted() as path:
         for name in remove:
             target = path / name
             if target.is_dir() and not target.is_symlink():

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,6 @@ from chantier.cache.content import (
 from chantier.cache.content_node import pack, unpack
 from chantier.cache.file_digest import small_digest
 from chantier.errors import ChantierError, NotFoundError
-from chantier.snapshot.mount import Mount
 
 pytestmark = pytest.mark.root
 
@@ -206,8 +206,8 @@ class Stored:
     def set_tree_meta(self, key: str, value: bytes | None) -> None:
         self.set_meta(key, value)
 
-    def mounts(self, **_: object) -> tuple[Mount, ...]:
-        return (Mount("bind", str(self.root), ("ro", "rbind")),)
+    def mounted(self, **_: object) -> nullcontext[Path]:
+        return nullcontext(self.root)
 
 
 class View(Stored):

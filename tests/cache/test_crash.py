@@ -21,6 +21,7 @@ from crash_scenario import FETCHER, WANT, scenario
 
 from chantier.cache.check import check
 from chantier.kernel.trace import STORE_POINTS, install
+from chantier.store.root import mount_points
 
 pytestmark = pytest.mark.root
 
@@ -119,7 +120,8 @@ def test_killed_at(point: str, tmp_path: Path, run: Run) -> None:
         assert home.cache.usage() == []
         assert [p for p in os.listdir(path / "snapshots") if p != "lock"] == []
         assert list(home.root.blobs.files()) == []
-        assert os.listdir(path / "mounts") == []
+        assert os.listdir(path / "tmp") == []
+        assert mount_points(path) == []
         home.close()
 
 

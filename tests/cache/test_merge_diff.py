@@ -13,7 +13,6 @@ from cache_parts import Home, Tree, names_in
 from chantier.cache import LayerSource, Ref
 from chantier.cache.check import check
 from chantier.errors import UsageError
-from chantier.snapshot import mounted
 
 pytestmark = pytest.mark.root
 
@@ -48,7 +47,7 @@ def test_later_inputs_win_and_directories_merge(home: Home, tmp_path: Path) -> N
 def test_files_are_linked_not_copied(home: Home) -> None:
     a, b = home.step(None, {"a": "a"}), home.step(None, {"b": "b" * 1000})
     ref = home.cache.merge([a, b], description="merge")
-    with mounted(ref.mounts(), where=home.path / "mounts") as path:
+    with ref.mounted() as path:
         assert (path / "b").read_text() == "b" * 1000
     source = home.snapshots.upper(str(b.record.snapshot)) / "b"
     assert os.stat(source).st_nlink == 2
@@ -91,7 +90,7 @@ def test_a_merge_of_lazy_images_needs_bytes_only_when_mounted(home: Home) -> Non
 def test_attributes_travel(home: Home) -> None:
     a = home.step(None, {"d/a": "a"})
     mutable = home.cache.new(None)
-    with mounted(mutable.mounts()) as path:
+    with mutable.mounted() as path:
         (path / "d").mkdir(mode=0o700)
         os.chown(path / "d", 5, 6)
         os.setxattr(path / "d", "user.note", b"x")
@@ -99,7 +98,7 @@ def test_attributes_travel(home: Home) -> None:
         os.chmod(path / "d/b", 0o4755)
         os.utime(path / "d", ns=(10**18, 10**18))
     ref = home.cache.merge([a, mutable.commit()], description="merge")
-    with mounted(ref.mounts(), where=home.path / "mounts") as path:
+    with ref.mounted() as path:
         info = os.stat(path / "d")
         assert (info.st_mode & 0o7777, info.st_uid, info.st_gid, info.st_mtime_ns) == (0o700, 5, 6, 10**18)
         assert os.getxattr(path / "d", "user.note") == b"x"

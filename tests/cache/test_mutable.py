@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -14,14 +15,14 @@ from cache_parts import Home, read, write
 
 from chantier.cache.check import check
 from chantier.errors import CancelledError_, NotFoundError, StoreError, UsageError
-from chantier.snapshot import mounted
 from chantier.store import Policy
+from chantier.store.root import mount_points
 
 pytestmark = pytest.mark.root
 
 
 def content(home: Home, mutable: object) -> object:
-    with mounted(mutable.mounts(), where=home.path / "mounts") as path:  # type: ignore[attr-defined]
+    with mutable.mounted() as path:  # type: ignore[attr-defined]
         return read(path)
 
 
@@ -190,7 +191,7 @@ def test_a_cache_mount_with_a_base_starts_from_it_and_is_its_own(home: Home) -> 
     # Two users of one overlay see each other at once: it is mounted a single time.
     again = home.cache.mutable("cache-dir:x", base=base)
     assert again.id == one.id
-    with mounted(one.mounts()) as left, mounted(again.mounts()) as right:
+    with one.mounted() as left, again.mounted() as right:
         (left / "b").write_text("b")
         assert (right / "b").read_text() == "b"
     two.release()
@@ -265,3 +266,37 @@ def test_shared_bare_trees_cross_processes_and_based_ones_do_not(home: Home) -> 
     finally:
         process.kill()
         process.wait()
+
+
+_MOUNTING = """
+import sys, time
+from pathlib import Path
+from cache_parts import Home
+home = Home(Path(sys.argv[1]))
+base = home.step(None, {"a": "1"})
+above = home.cache.new(base)
+with base.clone().mounted(), above.mounted() as tree:
+    print(tree, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_had_mounted_is_unmounted(home: Home) -> None:
+    """By whoever notices that it is dead: a process that lives beside it, or the next to open the root."""
+    for how in (home.root.reap, lambda: Home(home.path).close()):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _MOUNTING, str(home.path)],
+            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            tree = process.stdout.readline().strip()
+            assert tree in mount_points(home.path)
+            home.root.reap()
+            assert tree in mount_points(home.path)
+        finally:
+            process.kill()
+            process.wait()
+        how()
+        assert mount_points(home.path) == []
+        assert os.listdir(home.path / "tmp") == []

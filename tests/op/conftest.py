@@ -19,7 +19,7 @@ from chantier.op import Worker
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Recorder, Status, Step, Vertex
 from chantier.registry import Registries, RetryPolicy
-from chantier.snapshot import Overlay, mounted
+from chantier.snapshot import Overlay
 from chantier.solver.types import CacheMap
 from chantier.store import Root
 
@@ -77,7 +77,7 @@ class Bench:
     def tree(self, fill: Callable[[Path], None]) -> Ref:
         """A result whose files `fill` writes."""
         made = self.cache.new(None, description="test")
-        with mounted(made.mounts()) as root:
+        with made.mounted() as root:
             fill(root)
         ref = made.commit()
         self.keep.append(ref)
@@ -87,7 +87,7 @@ class Bench:
         """path -> content, `-> target` or `/`, with mode and owner where they are not the usual ones."""
         assert ref is not None
         found = {}
-        with mounted(ref.mounts(), readonly=True) as root:
+        with ref.mounted() as root:
             for base, names, others in os.walk(root):
                 for name in names + others:
                     path = os.path.join(base, name)

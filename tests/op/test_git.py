@@ -23,7 +23,6 @@ from chantier.errors import ChantierError, NotFoundError, UsageError
 from chantier.op.git import GitOp, commit_object, named, redacted
 from chantier.pb import ops_pb2 as pb
 from chantier.session.local import LocalSession, SecretSource
-from chantier.snapshot import mounted
 
 if TYPE_CHECKING:
     from conftest import Bench, Job
@@ -189,7 +188,7 @@ def test_git_dir_is_kept_clean(bench: Bench, remote: Remote) -> None:
     for name in ("main", "v1", head(remote, "old")):
         (ref,) = bench.run(op(bench, remote.url("one"), name, keepgitdir="true"))
         assert ref is not None
-        with mounted(ref.mounts(), readonly=True) as root:
+        with ref.mounted() as root:
             inside = lambda *args: git(Path("/"), "-c", "safe.directory=*", "-C", str(root), *args)  # noqa: E731
             assert inside("rev-parse", "HEAD") == head(remote, f"{name}^{{commit}}")
             assert inside("status", "--porcelain") == ""
@@ -247,7 +246,7 @@ def test_a_server_of_files(bench: Bench, files: tuple[Path, str], format: str) -
         for keep in ("", "true"):
             (ref,) = bench.run(op(bench, f"{url}/r/.git", name, keepgitdir=keep))
             assert ref is not None
-            with mounted(ref.mounts(), readonly=True) as root:
+            with ref.mounted() as root:
                 assert (root / "a").read_text() == wanted
                 assert (root / ".git").exists() == bool(keep)
 
@@ -287,7 +286,7 @@ def test_a_build_asks_once_what_a_name_means(bench: Bench, remote: Remote, job: 
 def test_commit_times(bench: Bench, remote: Remote) -> None:
     (ref,) = bench.run(op(bench, remote.url("one"), mtime="commit"))
     assert ref is not None
-    with mounted(ref.mounts(), readonly=True) as root:
+    with ref.mounted() as root:
         assert {os.lstat(root / name).st_mtime for name in ("a", "dir", "dir/f", "link")} == {1_000_000_000}
 
 
@@ -376,7 +375,7 @@ def test_credentials_over_http(bench: Bench, remote: Remote, job: Job) -> None:
     ]
     (ref,) = bench.run(op(bench, url, "old", keepgitdir="true", **attrs), job=job)
     assert ref is not None
-    with mounted(ref.mounts(), readonly=True) as root:
+    with ref.mounted() as root:
         assert "tok" not in (root / ".git/config").read_text()
         assert token not in (root / ".git/config").read_text()
     server.shutdown()

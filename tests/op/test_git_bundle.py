@@ -14,7 +14,6 @@ from chantier.errors import FetchError, NotFoundError, UsageError
 from chantier.op.git import GitOp, named
 from chantier.pb import ops_pb2 as pb
 from chantier.session.local import LocalSession
-from chantier.snapshot import mounted
 
 from .test_git import Remote, git, remote  # noqa: F401 - a fixture
 
@@ -38,7 +37,7 @@ def source(url: str, ref: str, **attrs: str) -> pb.SourceOp:
 def made(bench: Bench, job: Job, url: str, ref: str, **attrs: str) -> bytes:
     (ref_,) = bench.run(op(bench, url, ref, checkoutbundle="true", **attrs), job=job)
     assert ref_ is not None
-    with mounted(ref_.mounts(), readonly=True) as root:
+    with ref_.mounted() as root:
         assert [path.name for path in root.iterdir()] == ["bundle"]
         return (root / "bundle").read_bytes()
 
@@ -93,7 +92,7 @@ def test_git_dir_of_a_bundle(bench: Bench, job: Job, history: tuple[str, str], t
     job.sessions = [session]
     (ref,) = bench.run(op(bench, "git://127.0.0.1:1/x", "main", bundle=locator, checksum=sha, keepgitdir="true"), job=job)
     assert ref is not None
-    with mounted(ref.mounts(), readonly=True) as root:
+    with ref.mounted() as root:
         assert git(root, "-c", "safe.directory=*", "rev-parse", "HEAD", "refs/heads/main").split() == [sha, sha]
 
 

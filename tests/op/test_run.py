@@ -22,7 +22,6 @@ from chantier.op.worker import Worker
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Log
 from chantier.runtime import probe
-from chantier.snapshot import mounted
 
 if TYPE_CHECKING:
     from conftest import Bench
@@ -141,7 +140,7 @@ class Shop:
         """path -> content, `/` for a directory."""
         assert ref is not None
         found = {}
-        with mounted(ref.mounts(), readonly=True) as root:
+        with ref.mounted() as root:
             for top, directories, files in os.walk(root):
                 below = os.path.relpath(top, root)
                 found.update((os.path.normpath(f"{below}/{name}"), "/") for name in directories)

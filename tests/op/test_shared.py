@@ -19,7 +19,6 @@ from chantier.op.file import FileOp
 from chantier.op.local import LocalOp
 from chantier.pb import ops_pb2 as pb
 from chantier.session.local import LocalSession
-from chantier.snapshot import mounted
 
 if TYPE_CHECKING:
     from conftest import Bench, Job
@@ -126,7 +125,7 @@ def test_what_runs_on_a_layer_does_not_reach_the_context(bench: Bench, builds: B
     builds.take()
     first = builds.copy(base_of(bench), copied("/src"))
     child = bench.cache.new(first, description="step")
-    with mounted(child.mounts()) as root:
+    with child.mounted() as root:
         with open(root / "src/a", "r+") as file:
             file.write("A")
         os.chmod(root / "src/d/x", 0o600)
@@ -166,10 +165,10 @@ def test_large_files_are_shared_wherever_they_go(bench: Bench, builds: Builds, s
     made = [builds.copy(base, copied(dest, "/big")) for dest in ("/big", "/etc/base", "/app/", "/new/")]
     for one, name in zip(made, ("big", "etc/base", "app/big", "new/big"), strict=True):
         assert inode(builds.upper(one) / name) == inode(builds.kept() / "big")
-        with mounted(one.mounts(), readonly=True) as root:
+        with one.mounted() as root:
             assert (root / name).read_bytes() == b"b" * 300_000
     child = bench.cache.new(made[0], description="step")
-    with mounted(child.mounts()) as root, open(root / "big", "r+b") as file:
+    with child.mounted() as root, open(root / "big", "r+b") as file:
         file.write(b"changed")
     child.release()
     assert (builds.kept() / "big").read_bytes() == b"b" * 300_000
@@ -188,7 +187,7 @@ def test_two_paths_of_one_tree_are_never_one_file(how: str, bench: Bench, builds
         parts = [builds.copy(None, copied("/p")), builds.copy(None, copied("/q"))]
         made = bench.cache.merge([base_of(bench), *parts], description="merge")
         bench.keep.append(made)
-    with mounted(made.mounts(), readonly=True) as root:
+    with made.mounted() as root:
         for name in ("a", "d/x", "d/sub/y"):
             assert not os.path.samefile(root / "p" / name, root / "q" / name)
             assert (root / "q" / name).read_text() == name
@@ -197,7 +196,7 @@ def test_two_paths_of_one_tree_are_never_one_file(how: str, bench: Bench, builds
 def test_layers_on_the_kept_tree_itself_share_nothing(bench: Bench, builds: Builds) -> None:
     context = builds.take()
     made = builds.copy(context, copied("/again"))
-    with mounted(made.mounts(), readonly=True) as root:
+    with made.mounted() as root:
         assert not os.path.samefile(root / "a", root / "again/a")
 
 

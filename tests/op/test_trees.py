@@ -58,9 +58,8 @@ def test_merge(bench: Bench) -> None:
 def test_diff(bench: Bench) -> None:
     lower = bench.tree(writes(a="1", b="1"))
     made = bench.cache.new(lower)
-    from chantier.snapshot import mounted
 
-    with mounted(made.mounts()) as root:
+    with made.mounted() as root:
         (root / "b").write_text("2")
         (root / "c").write_text("3")
     upper = made.commit()

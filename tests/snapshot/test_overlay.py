@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from chantier.errors import NotFoundError, StoreError, UnsupportedError
-from chantier.snapshot import Mount, Native, Overlay, mount_all, mounted, overlay_works, recover_mounts, unmount
+from chantier.snapshot import Mount, Native, Overlay, mount_all, mounted, overlay_works, unmount
 from chantier.store.db import Db
 
 pytestmark = pytest.mark.root
@@ -39,9 +41,17 @@ def snapshots(request: pytest.FixtureRequest, tmp_path: Path, db: Db) -> Overlay
     return made
 
 
+@contextmanager
+def opened(mounts: Sequence[Mount], *, readonly: bool = False) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as where:
+        with mounted(mounts, readonly=readonly, where=Path(where)) as tree:
+            yield tree
+        assert os.listdir(where) == []
+
+
 def write(snapshots: Overlay | Native, name: str, files: dict[str, str | None]) -> None:
     """Write files through the mount; None deletes."""
-    with mounted(snapshots.mounts(name, readonly=False), where=snapshots.mount_root) as tree:
+    with opened(snapshots.mounts(name, readonly=False)) as tree:
         for path, text in files.items():
             if text is None:
                 (tree / path).unlink()
@@ -51,7 +61,7 @@ def write(snapshots: Overlay | Native, name: str, files: dict[str, str | None]) 
 
 
 def read(snapshots: Overlay | Native, name: str) -> dict[str, str]:
-    with mounted(snapshots.mounts(name), where=snapshots.mount_root) as tree:
+    with opened(snapshots.mounts(name)) as tree:
         return {os.fspath(path.relative_to(tree)): path.read_text() for path in sorted(tree.rglob("*")) if path.is_file()}
 
 
@@ -228,13 +238,12 @@ def test_concurrent_mounts(overlay: Overlay) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
-    assert os.listdir(overlay.mount_root) == []
 
 
 def test_mounted_while_somebody_looks(overlay: Overlay) -> None:
     name = chain(overlay, 2)
     assert name
-    with mounted(overlay.mounts(name), where=overlay.mount_root) as tree:
+    with opened(overlay.mounts(name)) as tree:
         held = open(tree / "f0")
     assert not os.path.ismount(tree)
     assert held.read() == "0"  # detached, not torn away
@@ -244,7 +253,7 @@ def test_mounted_while_somebody_looks(overlay: Overlay) -> None:
 def test_readonly_view_of_writable_mounts(overlay: Overlay) -> None:
     name = chain(overlay, 1)
     overlay.prepare("w", name)
-    with mounted(overlay.mounts("w", readonly=False), readonly=True, where=overlay.mount_root) as tree:
+    with opened(overlay.mounts("w", readonly=False), readonly=True) as tree:
         with pytest.raises(OSError, match="Read-only"):
             (tree / "x").write_text("x")
 
@@ -286,17 +295,13 @@ def test_a_probe_is_not_taken_away_by_a_recovery(overlay: Overlay, tmp_path: Pat
 
 
 _CHILD = """
-import sys, time, os
+import sys, os
 from pathlib import Path
-from chantier.snapshot import Overlay, mounted
+from chantier.snapshot import Overlay
 from chantier.store.db import Db
 root = Path(sys.argv[1])
 overlay = Overlay(root / "root", Db(root / "db"))
 number = 0
-if sys.argv[2] == "mount":
-    with mounted(overlay.mounts("w", readonly=False), where=overlay.mount_root) as tree:
-        print(tree, flush=True)
-        time.sleep(60)
 print("go", flush=True)
 while True:
     number += 1
@@ -309,33 +314,17 @@ while True:
 """
 
 
-def child(tmp_path: Path, what: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", _CHILD, str(tmp_path), what], stdout=subprocess.PIPE, text=True)
+def child(tmp_path: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", _CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    process.line = process.stdout.readline().strip()  # type: ignore[attr-defined]
+    assert process.stdout.readline() == "go\n"
     return process
-
-
-def test_recover_unmounts_what_the_dead_left_only(tmp_path: Path, overlay: Overlay) -> None:
-    overlay.prepare("w", chain(overlay, 1))
-    process = child(tmp_path, "mount")
-    tree = Path(process.line)  # type: ignore[attr-defined]
-    try:
-        assert os.path.ismount(tree)
-        assert overlay.recover() == []
-        assert os.path.ismount(tree)
-    finally:
-        process.kill()
-        process.wait()
-    assert overlay.recover() == [tree.parent.name]
-    assert not tree.parent.exists()
-    assert recover_mounts(tmp_path / "nothing here") == []
 
 
 def test_killed_at_any_time(tmp_path: Path, overlay: Overlay) -> None:
     chain(overlay, 1)
     for turn in range(6):
-        processes = [child(tmp_path, "churn") for _ in range(2)]
+        processes = [child(tmp_path) for _ in range(2)]
         time.sleep(0.02 + turn * 0.013)
         processes[0].send_signal(signal.SIGKILL)
         processes[0].wait()

@@ -46,10 +46,10 @@ with tempfile.TemporaryDirectory() as name:
         overlay.commit(key, key)
         stack = overlay.layers(key)
     result = {"inside": kernel.in_user_namespace()}
-    with mounted(overlay.mounts("b"), where=root / "m") as tree:
+    with mounted(overlay.mounts("b"), where=root) as tree:
         result["tree"] = sorted(str(path.relative_to(tree)) for path in tree.rglob("*"))
     overlay.prepare("c", "b")
-    with mounted(overlay.mounts("c", readonly=False), where=root / "m") as tree:
+    with mounted(overlay.mounts("c", readonly=False), where=root) as tree:
         shutil.rmtree(tree / "d")
         (tree / "d").mkdir()
         (tree / "d" / "q").touch()

@@ -139,14 +139,12 @@ def _compute(
     cancelled: Callable[[], bool],
     listed: dict[str, tuple[str, str]] | None,
 ) -> dict[str, str]:
-    from chantier.snapshot import mounted
-
     key = (id(ref.cache), ref.id)
     found: dict[str, str] = {}
     with _one_at_a_time(key, cancelled):
         tree = _tree_of(ref, key)
         with (
-            mounted(ref.mounts(step=step, sessions=sessions, cancelled=cancelled), readonly=True) as root,
+            ref.mounted(step=step, sessions=sessions, cancelled=cancelled) as root,
             tree.reading(root, cancelled),
         ):
             for selector in selectors:

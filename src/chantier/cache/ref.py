@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from chantier.errors import StoreError
 from chantier.progress import Step
-from chantier.snapshot import Mount, mount_all
+from chantier.snapshot import Mount, mount_all, mounted
 
 from .handles import State
 from .layers import Packing, known_layers, layers_of
@@ -130,6 +130,13 @@ class Ref(_Handle):
             snapshot = self.cache.trees.realise(self.state.record, Work(step, sessions, cancelled))
             return self.cache.snapshots.mounts(snapshot, readonly=True)
 
+    def mounted(
+        self, *, step: Step | None = None, sessions: Sequence[Any] = (), cancelled: Callable[[], bool] = never
+    ) -> AbstractContextManager[Path]:
+        """The tree as a path, mounted read-only while the block runs; realises it first."""
+        mounts = self.mounts(step=step, sessions=sessions, cancelled=cancelled)
+        return mounted(mounts, readonly=True, where=self.cache.root.scratch())
+
     def _steady(self) -> AbstractContextManager[object]:
         """A frozen view may be sealed, and so change its record, at any time."""
         return self.state.lock if self.state.frozen else nullcontext()
@@ -215,6 +222,10 @@ class MutableRef(_Handle):
                 mount_all(mounts, pool)
                 state.pool = pool
             return (Mount("bind", str(state.pool), ("rbind", "rw")),)
+
+    def mounted(self) -> AbstractContextManager[Path]:
+        """The tree as a path, mounted for writing while the block runs."""
+        return mounted(self.mounts(), where=self.cache.root.scratch())
 
     def stack(self) -> tuple[Path, ...]:
         """The directories of the tree, its own first; none where trees are not stacked. Its own may be written to while nobody

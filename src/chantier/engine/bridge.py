@@ -20,7 +20,6 @@ from chantier.op.worker import threaded
 from chantier.pb import fsutil_pb2
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter, Silent, Step, Warning, step
-from chantier.snapshot import mounted
 from chantier.solver import Built
 from chantier.spec import Platform, Reference
 
@@ -75,8 +74,7 @@ class ReadableRef:
         bridge = self._bridge
 
         def run(ref: Ref, cancelled: Callable[[], bool]) -> T:
-            mounts = ref.mounts(sessions=bridge.sessions, cancelled=cancelled)
-            with mounted(mounts, readonly=True, where=bridge.engine.mount_dir) as root:
+            with ref.mounted(sessions=bridge.sessions, cancelled=cancelled) as root:
                 return work(root, cancelled)
 
         while True:

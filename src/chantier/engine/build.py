@@ -186,7 +186,7 @@ class Build:
                 sessions=self.sessions,
                 reporter=self.reporter,
                 number=number,
-                mount_dir=engine.mount_dir,
+                scratch=engine.scratch,
                 inline_cache=inline if self._caches.inline else None,
                 pushed=engine.images.pushed,
                 made=self.documents.take,

@@ -25,7 +25,6 @@ from chantier.errors import ChantierError, IntegrityError, NotFoundError
 from chantier.kernel.trace import point
 from chantier.layer import Compressor, decompressor, unpack
 from chantier.op.mounts import cache_index
-from chantier.snapshot import mounted
 from chantier.spec import (
     OCI_LAYER_ZSTD,
     OCI_MANIFEST,
@@ -91,7 +90,7 @@ class CacheMounts:
             raise NotFoundError(f"no cache mount {id!r}", hint="chantier cache-mount ls")
         ref = self._cache.mutable(cache_index(id), sharing="locked", cancelled=cancelled)
         try:
-            with self._cache.root.lease(), mounted(ref.mounts(), readonly=True) as root:
+            with self._cache.root.lease(), ref.mounted() as root:
                 return _Export(self._cache, root, place, limit, cancelled).run()
         finally:
             ref.release()
@@ -107,7 +106,7 @@ class CacheMounts:
         config = json.loads(place.read(manifest.config))
         ref = self._cache.new(None, description=f"cache mount {id}", record_type="exec.cachemount", cancelled=cancelled)
         try:
-            with self._cache.root.lease(), mounted(ref.mounts()) as root:
+            with self._cache.root.lease(), ref.mounted() as root:
                 os.chmod(root, int(config.get("mode", "755"), 8))
                 for layer in manifest.layers:
                     _unpack(self._cache, place, layer, root, cancelled)

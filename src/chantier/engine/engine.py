@@ -21,7 +21,7 @@ from chantier.op.worker import threaded
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Reporter
 from chantier.registry import Registries, Registry, Settings
-from chantier.snapshot import Snapshotter, choose, recover_mounts
+from chantier.snapshot import Snapshotter, choose
 from chantier.solver import Job, Solver
 from chantier.spec import Platform, Reference, host_platform, new_id
 from chantier.store import Db, Disk, Policy, Root, UsageRecord
@@ -128,7 +128,7 @@ class Engine:
             owners.check(self.path)
             self.blobs = self._root.blobs
             self.snapshots = self._snapshotter()
-            self.mount_dir = self._root.scratch()
+            self.scratch = self._root.scratch()
             fetcher = self.fetcher = RegistryFetcher(self.registry_for)
             self.cache = Cache(self._root, self._root.db, self.blobs, self.snapshots, fetcher)
             self._keys = SqliteKeyStore(self._root.db)
@@ -179,7 +179,6 @@ class Engine:
 
     def _close(self) -> None:
         self.worker.close()
-        recover_mounts(self.mount_dir)
         self._root.close()
         self.registries.close()
 
@@ -221,7 +220,7 @@ class Engine:
 
     def new_file(self, suffix: str) -> Path:
         """A path for a file of this process's own, on the state's file system; gone some time after the process is."""
-        return self.mount_dir / f"{new_id()}.{suffix}"
+        return self.scratch / f"{new_id()}.{suffix}"
 
     async def prune(self, policy: Policy, on_removed: Callable[[UsageRecord], None] | None = None) -> list[UsageRecord]:
         """Delete what the policy says, now; each record that is gone is told of, in another thread."""

@@ -18,7 +18,6 @@ from chantier.cache import Ref
 from chantier.errors import IntegrityError, NotFoundError, UsageError
 from chantier.kernel import open_in_root
 from chantier.op.worker import threaded
-from chantier.snapshot import mounted
 from chantier.values import dataclass, field, replace
 
 from .types import ExportContext
@@ -152,8 +151,7 @@ async def _within(attestation: Attestation, context: ExportContext, work: Callab
         raise UsageError("no ref provided for attestation bundle")
 
     def run(cancelled: Callable[[], bool]) -> T:
-        mounts = ref.mounts(sessions=context.sessions, cancelled=cancelled)
-        with mounted(mounts, readonly=True, where=context.mount_dir) as root:
+        with ref.mounted(sessions=context.sessions, cancelled=cancelled) as root:
             return work(root)
 
     return await threaded(run)

@@ -22,7 +22,6 @@ from chantier.layer.header import DIRECTORY, HARDLINK, REGULAR
 from chantier.op.worker import threaded
 from chantier.progress import Step
 from chantier.session.types import FileSink, SentTree
-from chantier.snapshot import mounted
 from chantier.spec import host_platform
 
 from .attest_files import statement_files
@@ -148,7 +147,7 @@ async def _written(files: Mapping[str, bytes], context: ExportContext) -> AsyncI
     """A directory of these files, as long as the block lasts."""
 
     def write(_cancelled: Callable[[], bool]) -> Path:
-        folder = Path(tempfile.mkdtemp(dir=context.mount_dir))
+        folder = Path(tempfile.mkdtemp(dir=context.scratch))
         folder.chmod(0o755)
         for name, data in files.items():
             with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -184,11 +183,10 @@ class _mounted:
 @contextmanager
 def _open(ref: Ref | None, context: ExportContext, step: Step, cancelled: Callable[[], bool]) -> Iterator[Path]:
     if ref is None:
-        with tempfile.TemporaryDirectory(dir=context.mount_dir) as empty:
+        with tempfile.TemporaryDirectory(dir=context.scratch) as empty:
             yield Path(empty)
         return
-    mounts = ref.mounts(step=step, sessions=context.sessions, cancelled=cancelled)
-    with mounted(mounts, readonly=True, where=context.mount_dir) as root:
+    with ref.mounted(step=step, sessions=context.sessions, cancelled=cancelled) as root:
         yield root
 
 

@@ -70,7 +70,7 @@ class ExportContext:
     sessions: Sequence[Session]
     reporter: Reporter
     number: int = 0  # index of the exporter in the request: names the output on the session
-    mount_dir: Path  # where results may be mounted while they are read
+    scratch: Path  # for files and directories of the export's own, on the state's file system
     cancelled: Callable[[], bool] = lambda: False
     inline_cache: InlineCache | None = None  # what an image with these layers carries as its cache
     made: Callable[[Descriptor, Mapping[str, bytes]], None] = lambda *_: None  # told of each image: its root, documents by digest

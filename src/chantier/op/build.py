@@ -17,7 +17,6 @@ from chantier.errors import ChantierError, NotFoundError, UnsupportedError, Usag
 from chantier.kernel import open_in_root
 from chantier.llb.definition import LoadedVertex
 from chantier.pb import ops_pb2 as pb
-from chantier.snapshot import mounted
 from chantier.solver.types import CacheMap, Dep
 
 from .key_json import digests
@@ -76,7 +75,7 @@ class BuildOp:
 def _read(ref: Ref | None, name: str) -> bytes:
     if ref is None:
         raise NotFoundError(f"failed to open {name}: no such file or directory")
-    with mounted(ref.mounts(), readonly=True) as root:
+    with ref.mounted() as root:
         try:
             fd = open_in_root(root, name, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as err:

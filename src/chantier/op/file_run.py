@@ -57,10 +57,12 @@ class _Tree:
     def open(self) -> Path | None:
         """The tree as a directory; None for the empty tree."""
         if self.root is None:
-            mounts = self.mutable.mounts() if self.mutable is not None else self.ref.mounts() if self.ref is not None else None
-            if mounts is not None:
+            tree = self.mutable if self.mutable is not None else self.ref
+            if tree is not None:
+                mounts = tree.mounts()
                 self.overlaid = any(mount.type == "overlay" for mount in mounts)
-                self.root = self.mount.enter_context(mounted(mounts, readonly=self.mutable is None))
+                scratch = tree.cache.root.scratch()
+                self.root = self.mount.enter_context(mounted(mounts, readonly=self.mutable is None, where=scratch))
         return self.root
 
     def commit(self) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import FetchError, NotFoundError
-from chantier.snapshot import mounted
 
 from .blob import fetch_blob
 from .git_command import Git, GitError, scratch
@@ -106,7 +105,7 @@ async def bundled(worker: Worker, source: GitSource, git: Git, bare: Path, commi
 def _result(worker: Worker, source: GitSource, made: Path) -> Ref:
     mutable = worker.cache.new(None, description=f"git bundle checkout for {source.shown}#{source.ref}")
     try:
-        with mounted(mutable.mounts()) as root:
+        with mutable.mounted() as root:
             shutil.copyfile(made, root / _NAME)
             os.chmod(root / _NAME, 0o644)
             os.utime(root / _NAME, ns=(0, 0))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chantier.errors import FetchError, NotFoundError, UsageError
-from chantier.snapshot import mounted
 from chantier.spec import new_id
 
 from .git_command import Git, GitError
@@ -45,7 +44,7 @@ class Checkout:
             lambda made: made.release(),
         )
         try:
-            context = mounted(mutable.mounts())
+            context = mutable.mounted()
             root = await worker.threaded(lambda _: context.__enter__())
             try:
                 if source.keep_git_dir:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import FetchError, NotFoundError, UsageError
-from chantier.snapshot import mounted
 
 from .git_command import Git, GitError
 from .git_source import SHA, Commit, GitSource
@@ -90,7 +89,7 @@ async def repository(worker: Worker, source: GitSource, git: Git, commit: Commit
         mutable = await worker.threaded(lambda _: _kept_repository(worker, source, commit.format), lambda made: made.release())
         async with AsyncExitStack() as stack:
             stack.push_async_callback(worker.threaded, lambda _: mutable.release())
-            context = mounted(mutable.mounts())
+            context = mutable.mounted()
             path = await worker.threaded(lambda _: context.__enter__())
             stack.push_async_callback(worker.threaded, lambda _: context.__exit__(None, None, None))
             if not (path / "HEAD").exists():

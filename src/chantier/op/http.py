@@ -25,7 +25,6 @@ from chantier.errors import (
 from chantier.llb.definition import LoadedVertex
 from chantier.pb import ops_pb2 as pb
 from chantier.progress import Silent, Step, Vertex
-from chantier.snapshot import mounted
 from chantier.solver.types import CacheMap
 from chantier.spec import digest_of, dumps, new_id
 from chantier.values import dataclass
@@ -124,7 +123,7 @@ class HttpOp:
         async with AsyncExitStack() as stack:
             ref = await self._get(found)
             stack.push_async_callback(worker.threaded, lambda _: ref.release())
-            mount = await worker.threaded(lambda cancelled: mounted(ref.mounts(cancelled=cancelled), readonly=True))
+            mount = await worker.threaded(lambda cancelled: ref.mounted(cancelled=cancelled))
             root = await worker.threaded(lambda _: mount.__enter__())
             stack.push_async_callback(worker.threaded, lambda _: mount.__exit__(None, None, None))
             home = worker.tmp / f"signature-{new_id()}"
@@ -195,7 +194,7 @@ async def fetched(
     hold(ref)
 
     def look(cancelled: Callable[[], bool]) -> Fetched:
-        with mounted(ref.mounts(cancelled=cancelled), readonly=True) as root:
+        with ref.mounted(cancelled=cancelled) as root:
             (name,) = os.listdir(root)
             other = ""
             if suffixed is not None:

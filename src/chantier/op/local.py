@@ -30,7 +30,6 @@ from chantier.session.follow import differing, follow
 from chantier.session.sync import Receiver, pack, unpack, unpack_rows
 from chantier.session.types import FilesRequest
 from chantier.session.walk import Entry, filter_of, to_stat, walk
-from chantier.snapshot import mounted
 from chantier.solver.types import CacheMap
 from chantier.spec import dumps
 from chantier.spec.patterns import Patterns
@@ -140,7 +139,7 @@ class LocalOp:
             mutable.set_meta(_INDEX, None)
             digests = forget(mutable)
 
-        with mounted(mutable.mounts()) as into, _translated(self._name):
+        with mutable.mounted() as into, _translated(self._name):
             if not known:
                 changing()
                 digests = None
@@ -181,7 +180,7 @@ class LocalOp:
 
         def mount(_cancelled: Callable[[], bool]) -> tuple[Any, Path]:
             nonlocal digests
-            context = mounted(mutable.mounts())
+            context = mutable.mounted()
             into = context.__enter__()
             if known is None:
                 _empty(into)

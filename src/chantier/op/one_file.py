@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from chantier.errors import DiskFullError, UsageError
 from chantier.kernel import write_all
-from chantier.snapshot import mounted
 from chantier.spec import Digest
 from chantier.values import dataclass
 
@@ -106,7 +105,7 @@ class FileResult(FileWriter):
     def open(self) -> None:
         self._mutable = self._cache.new(None, description=self._description, record_type=self._record_type)
         try:
-            self._mount = mounted(self._mutable.mounts())
+            self._mount = self._mutable.mounted()
             root = self._mount.__enter__()
             self._fd = os.open(root / self._name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except BaseException:

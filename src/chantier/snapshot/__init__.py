@@ -21,7 +21,7 @@ Three names to know: `Snapshotter`, `Overlay`, `mounted`.
 from .choose import Choice, choose
 from .fuse import FuseOverlay
 from .mount import Mount
-from .mounted import mount_all, mounted, recover_mounts, unmount
+from .mounted import mount_all, mounted, unmount
 from .native import Native
 from .overlay import Overlay, overlay_works
 from .types import Info, Snapshotter, Usage
@@ -39,6 +39,5 @@ __all__ = [
     "mount_all",
     "mounted",
     "overlay_works",
-    "recover_mounts",
     "unmount",
 ]

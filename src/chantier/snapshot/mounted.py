@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounting snapshots for a while, and cleaning up what a killed process left mounted."""
+"""Mounting snapshots for a while."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import stat
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 
 from chantier import kernel
@@ -128,12 +124,12 @@ def _unmount_once(path: str) -> None:
 
 
 @contextmanager
-def mounted(mounts: Sequence[Mount], *, readonly: bool = False, where: Path | None = None) -> Iterator[Path]:
+def mounted(mounts: Sequence[Mount], *, readonly: bool = False, where: Path) -> Iterator[Path]:
     """The tree that `mounts` make, as a path, while the block runs. Any thread, any number at a time.
 
     A single bind mount needs no mounting: its source is given (and a read-only one is then only as read-only as the caller is
-    careful). `readonly` makes a writable overlay read-only. Mount points are made below `where`, where `recover_mounts`
-    finds them if the process dies.
+    careful). `readonly` makes a writable overlay read-only. The mount point is made in the directory `where`: one that
+    somebody else unmounts and clears if this process is killed, as a state's scratch is.
     """
     if len(mounts) == 1 and mounts[0].type == "bind":
         yield Path(mounts[0].source)
@@ -142,86 +138,20 @@ def mounted(mounts: Sequence[Mount], *, readonly: bool = False, where: Path | No
         raise StoreError("failed to mount: there is nothing to mount")
     if readonly:
         mounts = [*mounts[:-1], _readonly(mounts[-1])]
-    with _mount_point(where or default_mount_root()) as target:
+    target = where / f"mount-{new_id()[:12]}"
+    target.mkdir(mode=0o700)
+    try:
         mount_all(mounts, target)
         try:
             yield target
         finally:
             unmount(target)
+    finally:
+        with suppress(OSError):  # still mounted in another mount namespace, perhaps: it goes with the directory
+            target.rmdir()
 
 
 def _readonly(mount: Mount) -> Mount:
     if mount.readonly:
         return mount
     return Mount(mount.type, mount.source, ("ro", *(option for option in mount.options if option != "rw")))
-
-
-@cache
-def default_mount_root() -> Path:
-    """A directory of this user's below the temporary one, where a dead process's mount points are found by the next."""
-    path = Path(tempfile.gettempdir()) / f"chantier-mounts-{_user_of_the_machine()}"
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    info = path.lstat()
-    if stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid():
-        return path
-    return Path(tempfile.mkdtemp(prefix="chantier-mounts-"))  # anybody may make that name in /tmp: it is somebody else's
-
-
-def _user_of_the_machine() -> int:
-    """Who we are outside: root of a user namespace is 0 inside, like everybody's (user_namespaces(7))."""
-    try:
-        ranges = kernel.parse_id_map(Path("/proc/self/uid_map").read_text(encoding="ascii"))
-    except OSError:  # a kernel without user namespaces
-        return os.geteuid()
-    own = os.geteuid()
-    return next((part.outside + own - part.inside for part in ranges if part.inside <= own < part.inside + part.size), own)
-
-
-@contextmanager
-def _mount_point(where: Path) -> Iterator[Path]:
-    """An empty directory WHERE/ID/at; WHERE/ID is flock'ed while we live, which is how others know."""
-    where.mkdir(mode=0o700, parents=True, exist_ok=True)
-    while True:
-        holder = where / new_id()[:12]
-        holder.mkdir(mode=0o700)
-        fd = os.open(holder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            (holder / "at").mkdir()
-        except FileNotFoundError:  # a recover() took it for a dead process's before we held the lock
-            os.close(fd)
-            continue
-        break
-    try:
-        yield holder / "at"
-    finally:
-        # Before the lock goes: a recover() must not meet us half gone.
-        with suppress(OSError):  # still mounted in another mount namespace, perhaps: recover() tries again later
-            (holder / "at").rmdir()
-            holder.rmdir()
-        os.close(fd)
-
-
-def recover_mounts(where: Path) -> list[str]:
-    """Unmount and remove what killed processes left below `where`; returns the names."""
-    if not where.is_dir():
-        return []
-    found = []
-    for holder in sorted(entry for entry in where.iterdir() if entry.is_dir() and not entry.is_symlink()):
-        try:
-            fd = os.open(holder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:  # just gone
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            unmount(holder / "at")
-            with suppress(FileNotFoundError):
-                (holder / "at").rmdir()
-            holder.rmdir()
-            found.append(holder.name)
-        except OSError:  # its owner lives, or it is busy in another mount namespace
-            continue
-        finally:
-            os.close(fd)
-    return found

@@ -13,7 +13,6 @@ from chantier.errors import StoreError, UnsupportedError
 from chantier.store.db import Db
 
 from .mount import Mount
-from .mounted import recover_mounts
 from .names import KEEP, Names
 from .overlay import make_root
 from .types import Info, Usage
@@ -26,7 +25,6 @@ class Native:
 
     def __init__(self, root: Path, db: Db) -> None:
         self._names = Names(root, db)
-        self.mount_root = root / "mounts"
 
     def prepare(self, key: str, parent: str | None = None) -> None:
         with self._names.making(key, parent) as (place, above):
@@ -72,7 +70,7 @@ class Native:
 
     def recover(self) -> list[str]:
         """Clean up after crashes; returns what was removed. Leaves alone what a live process owns."""
-        return recover_mounts(self.mount_root) + self._names.recover()
+        return self._names.recover()
 
 
 def clone_tree(source: Path, target: Path) -> None:

@@ -16,19 +16,17 @@ from chantier.errors import StoreError
 from chantier.store.db import Db
 
 from .mount import Mount
-from .mounted import recover_mounts
 from .names import KEEP, Names, probe_directory
 from .types import Info, Usage
 
 
 class Overlay:
-    """The snapshotter for every kernel with overlayfs. `mount_root` is where `mounted` may make its mount points."""
+    """The snapshotter for every kernel with overlayfs."""
 
     stacked = True
 
     def __init__(self, root: Path, db: Db) -> None:
         self._names = Names(root, db)
-        self.mount_root = root / "mounts"
 
     def prepare(self, key: str, parent: str | None = None) -> None:
         with self._names.making(key, parent) as (place, above):
@@ -85,7 +83,7 @@ class Overlay:
 
     def recover(self) -> list[str]:
         """Clean up after crashes; returns what was removed. Leaves alone what a live process owns."""
-        return recover_mounts(self.mount_root) + self._names.recover()
+        return self._names.recover()
 
 
 def make_root(path: Path, *, like: Path | None) -> None:
