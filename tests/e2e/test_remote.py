@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import trustme
 
+from chantier.store.root import mount_points
+
 from ..conftest import Command, Done, RealRegistry, free_port
 from ..daemon.conftest import Chantierd, _starter, _stop_all
 
@@ -183,6 +185,10 @@ def test_a_daemon_that_dies_is_named(command: Command, tmp_path: Path, registry:
             assert process.wait(60) == 1
         text = (tmp_path / "log").read_text()
         assert f"connection to {daemon.address} ended" in text or f"session was lost: {daemon.address}" in text
+        left = set(mount_points(daemon.root))
+        assert left
+        command.build("FROM alpine\nRUN true\n", "--builder", start().address).ok()  # the next daemon on that state
+        assert not left & set(mount_points(daemon.root))
     finally:
         _stop_all(started)
 
