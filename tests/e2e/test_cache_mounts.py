@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ..conftest import Command, RealRegistry
+from ..conftest import Command, Done, RealRegistry
+from ..daemon.conftest import Chantierd, _starter, _stop_all
 
 pytestmark = [pytest.mark.root, pytest.mark.runc, pytest.mark.registry]
 
@@ -29,23 +31,54 @@ def sent(text: str) -> float:
     return float(found[1]) * {"k": 1e3, "M": 1e6, None: 1}[found[2]]
 
 
-@pytest.mark.parametrize("kind", ["registry", "local"])
-def test_there_and_back(make_command: Callable[..., Command], registry: RealRegistry, tmp_path: Path, kind: str) -> None:
+class Door:
+    """A command whose engine is its own, or that of a daemon of its own."""
+
+    def __init__(self, command: Command, daemon: Chantierd | None) -> None:
+        self._command = command
+        self._flags = ("--builder", daemon.address) if daemon else ()
+        self._root = ("--root", str(daemon.root)) if daemon else ()
+
+    def build(self, text: str) -> Done:
+        return self._command.build(text, *self._flags)
+
+    def mounts(self, *args: str) -> Done:
+        return self._command("cache-mount", *args, *self._flags)
+
+    def fsck(self) -> str:
+        return self._command("fsck", *self._root).out
+
+
+@pytest.fixture(params=["embedded", "daemon"])
+def doors(
+    request: pytest.FixtureRequest, make_command: Callable[..., Command], registry: RealRegistry, tmp_path: Path
+) -> Iterator[tuple[Door, Door]]:
     one, two = make_command(name="one"), make_command(name="two")
+    start, started = _starter(tmp_path, registry)
+    try:
+        daemons = [start(name=name) if request.param == "daemon" else None for name in ("one", "two")]
+        yield Door(one, daemons[0]), Door(two, daemons[1])
+    finally:
+        _stop_all(started)
+
+
+@pytest.mark.parametrize("kind", ["registry", "local"])
+def test_there_and_back(doors: tuple[Door, Door], registry: RealRegistry, tmp_path: Path, kind: str) -> None:
+    one, two = doors
     name = f"type=registry,ref={registry.host}/mounts/things:1" if kind == "registry" else f"type=local,dest={tmp_path}/kept"
     one.build(FILL.format(n=1)).ok()
-    assert "things" in one("cache-mount", "ls").ok().out
-    first = one("cache-mount", "export", "things", "--to", name).ok().out
+    assert "things" in one.mounts("ls").ok().out
+    first = one.mounts("export", "things", "--to", name).ok().out
     assert sent(first) > 300_000
     # Nothing changed: nothing is sent. One small file changed: its bucket alone.
-    assert sent(one("cache-mount", "export", "things", "--to", name).ok().out) == 0
+    assert sent(one.mounts("export", "things", "--to", name).ok().out) == 0
     one.build(
         "FROM alpine\nRUN --mount=type=cache,id=things,target=/c echo ONE > /c/a/one && touch -d '2001-02-03 04:05:06' /c/a/one\n"
     ).ok()
-    assert 0 < sent(one("cache-mount", "export", "things", "--to", name).ok().out) < 10_000
+    assert 0 < sent(one.mounts("export", "things", "--to", name).ok().out) < 10_000
 
     two.build("FROM alpine\nRUN --mount=type=cache,id=things,target=/c echo old > /c/old\n").ok()
-    assert "imported 4 files" in two("cache-mount", "import", "things", "--from", name.replace("dest=", "src=")).ok().out
+    assert "imported 4 files" in two.mounts("import", "things", "--from", name.replace("dest=", "src=")).ok().out
     shown = two.build(SHOW.format(n=1)).ok().step("RUN --mount")
     for line in (
         "ONE",
@@ -57,7 +90,27 @@ def test_there_and_back(make_command: Callable[..., Command], registry: RealRegi
         "big",
     ):
         assert line in shown, shown
-    assert two("fsck").out == "clean\n"
+    assert two.fsck() == "clean\n"
+    if kind == "local":
+        # One export is kept: what only the earlier ones had is gone, and nothing that was half written is there.
+        manifest = json.loads((tmp_path / "kept/index.json").read_text())["manifests"][0]
+        blobs = json.loads((tmp_path / "kept/blobs/sha256" / manifest["digest"][7:]).read_text())
+        wanted = {manifest["digest"], blobs["config"]["digest"], *(layer["digest"] for layer in blobs["layers"])}
+        assert {f"sha256:{path.name}" for path in (tmp_path / "kept/blobs/sha256").iterdir()} == wanted
+        assert sorted(os.listdir(tmp_path / "kept")) == ["blobs", "index.json", "oci-layout"]
+        _named(tmp_path / "kept", one, two)
+
+
+def _named(place: Path, one: Door, two: Door) -> None:
+    """Two exports beside each other in one directory."""
+    one.build("FROM alpine\nRUN --mount=type=cache,id=more,target=/c echo more > /c/more\n").ok()
+    one.mounts("export", "more", "--to", f"type=local,dest={place},tag=more").ok()
+    two.mounts("import", "more", "--from", f"type=local,src={place},tag=more").ok()
+    assert "more" in two.build("FROM alpine\nRUN --mount=type=cache,id=more,target=/c ls /c\n").ok().step("RUN --mount")
+    two.mounts("import", "things", "--from", f"type=local,src={place}").ok()
+    assert {line.split()[0] for line in two.mounts("ls").ok().out.splitlines()[1:]} == {"/more", "/things"}
+    missing = two.mounts("import", "x", "--from", f"type=local,src={place},tag=none")
+    assert missing.code != 0 and "no such export of a cache mount" in missing.err
 
 
 def test_a_limit_keeps_what_changed_last(make_command: Callable[..., Command], tmp_path: Path) -> None:
@@ -66,6 +119,7 @@ def test_a_limit_keeps_what_changed_last(make_command: Callable[..., Command], t
     one.build(text).ok()
     done = one("cache-mount", "export", "/c", "--to", f"type=local,dest={tmp_path}/kept", "--limit", "250k").ok()
     assert "2 left out by the limit" in done.out
+    assert two("cache-mount", "ls").ok().out.count("\n") == 1
     two("cache-mount", "import", "/c", "--from", f"type=local,src={tmp_path}/kept").ok()
     done = two.build("FROM alpine\nRUN --mount=type=cache,target=/c echo have $(ls /c)\n").ok()
     assert "have 3 4" in done.step("RUN --mount")

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from chantier.client.parse import parse_csv_fields, parse_size
 from chantier.display.human import human_size
+from chantier.driver.cache_mounts import CacheMount, CacheMounts, cache_mounts_of
 from chantier.driver.embedded import Embedded
+from chantier.driver.select import EMBEDDED, find_builder
 from chantier.errors import UsageError
 
 from .args import Parser
-from .builders import run_async
+from .builders import add_builder, run_async
 
 _EXAMPLE = """chantier cache-mount ls
 chantier cache-mount export go-build --to type=registry,ref=reg.test/cache:go --limit 2g
@@ -25,6 +28,7 @@ def run(args: Sequence[str], debug: bool) -> int:
     add = parser.add_argument
     add("what", choices=("ls", "export", "import"))
     add("id", nargs="?", default="", help="the mount: its id, or its target")
+    add_builder(parser)
     add("--config", default=None, metavar="FILE", help="the config file to use instead of the one found")
     add("--from", dest="source", default="", metavar="PLACE", help="where to import from: type=registry|local,…")
     add("--limit", default="0", metavar="SIZE", help="export at most so much, the files changed last first")
@@ -36,40 +40,42 @@ def run(args: Sequence[str], debug: bool) -> int:
         flag = "--to" if given.what == "export" else "--from"
         raise UsageError(f"cache-mount {given.what} requires an id and {flag}", hint="run `chantier cache-mount --help`")
 
-    def work(mounts: Any, place: Any) -> str:
-        if given.what == "ls":
-            return _table(mounts.list())
-        attrs = parse_csv_fields(where) if "=" in where else {"type": "registry", "ref": where}
-        id = _id(mounts, given.id) if given.what == "export" else given.id
-        if given.what == "import":
-            moved = mounts.import_(_id(mounts, id), place(attrs))
-            return f"imported {moved.files} files, {human_size(moved.bytes)}, from {moved.blobs} blobs\n"
-        moved = mounts.export(id, place(attrs), limit=parse_size(given.limit))
-        more = f", {moved.left_out} left out by the limit" if moved.left_out else ""
-        return f"exported {moved.files} files, {human_size(moved.bytes)}, {human_size(moved.sent)} sent{more}\n"
+    attrs = parse_csv_fields(where) if "=" in where else {"type": "registry", "ref": where}
 
     async def main() -> str:
-        driver = Embedded(root=given.root, config=given.config)
-        try:
-            said: str = await driver.cache_mounts(work)
-        finally:
-            await driver.aclose()
-        return said
+        async with opened(given) as mounts:
+            if given.what == "ls":
+                return _table(await mounts.list())
+            if given.what == "import":
+                moved = await mounts.import_(given.id, attrs)
+                return f"imported {moved.files} files, {human_size(moved.bytes)}, from {moved.blobs} blobs\n"
+            moved = await mounts.export(given.id, attrs, limit=parse_size(given.limit))
+            more = f", {moved.left_out} left out by the limit" if moved.left_out else ""
+            return f"exported {moved.files} files, {human_size(moved.bytes)}, {human_size(moved.sent)} sent{more}\n"
 
     sys.stdout.write(run_async(main()))
     return 0
 
 
-def _id(mounts: Any, text: str) -> str:
-    """A target without an id is known as `/TARGET` by the frontend: it is found by its target alone."""
-    known = [mount.id for mount in mounts.list()]
-    for id in (text, f"/{text}"):
-        if id in known:
-            return str(id)
-    return f"/{text}" if text.startswith("/") and not text.startswith("//") else text
+@asynccontextmanager
+async def opened(given: Any) -> AsyncIterator[CacheMounts]:
+    """Those of a builder, or of a root on this machine."""
+    if given.root is None and given.config is None and (builder := find_builder(given.builder)) is not None:
+        try:
+            yield cache_mounts_of(builder)
+        finally:
+            await builder.aclose()
+        return
+    if given.builder not in (None, EMBEDDED):
+        raise UsageError("--root and --config are for the embedded engine", hint="add --builder embedded")
+    driver = Embedded(root=given.root, config=given.config)
+    try:
+        yield CacheMounts([driver])
+    finally:
+        await driver.aclose()
 
 
-def _table(found: Sequence[Any]) -> str:
+def _table(found: Sequence[CacheMount]) -> str:
     from .rows import table
     from .usage import ago
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caches in directories of this machine: OCI layouts whose index.json names each cache by a tag.
+"""Caches in directories of this machine: OCI layouts whose index.json names each cache (or export of a cache mount) by a tag.
 
 The engine reads and writes blobs only. Which manifest is meant is looked up before the build, and written down after it, by
 whoever asks for the build.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import ChantierError, UsageError
-from chantier.spec import OCI_INDEX, Digest
+from chantier.spec import OCI_INDEX, Digest, Manifest, parse_manifest
 
 if TYPE_CHECKING:
     from .call import CacheSpec, Prepared
@@ -90,6 +90,21 @@ def name_cache(directory: Path, descriptor: Mapping[str, Any], tag: str) -> None
         raise ChantierError(f"failed to write {path}: {(err.strerror or str(err)).lower()}") from err
 
 
+def collect(directory: Path, artifact_type: str) -> None:
+    """Delete the blobs that no manifest names any more, if all manifests of the index are of that type."""
+    wanted: set[str] = set()
+    for entry in _index(directory)["manifests"]:
+        if entry.get("artifactType") != artifact_type:
+            return
+        digest = Digest.parse(entry["digest"])
+        manifest = parse_manifest((directory / "blobs" / digest.algorithm / digest.hex).read_bytes())
+        if isinstance(manifest, Manifest):
+            wanted |= {digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}
+    for path in (directory / "blobs/sha256").iterdir():
+        if f"sha256:{path.name}" not in wanted:
+            path.unlink(missing_ok=True)
+
+
 def _index(directory: Path) -> dict[str, Any]:
     """index.json, or an empty one if it is missing or none."""
     try:
@@ -101,4 +116,4 @@ def _index(directory: Path) -> dict[str, Any]:
     return index
 
 
-__all__ = ["find", "name_cache", "name_caches", "store_id", "stores", "with_digest"]
+__all__ = ["collect", "find", "name_cache", "name_caches", "store_id", "stores", "with_digest"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .failed import Failed
 
 _UNIMPLEMENTED = 12
+_NO_MOUNTS = "does not move cache mounts"
 _UNAVAILABLE = 14
 
 
@@ -148,31 +149,50 @@ class Client:
 
     async def daemon_status(self, *, timeout_s: float | None = 20.0) -> dict[str, Any]:
         """What chantierd says of itself: state, builds, steps, what waits for what. Raises UnsupportedError for other daemons."""
-        from chantier.pb import daemon_pb2
+        from chantier.pb.daemon_pb2 import StatusRequest
 
-        try:
-            answer = await Stub(self.channel, "chantier.v1.Daemon").unary(
-                "Status", daemon_pb2.StatusRequest(), timeout_s=timeout_s
-            )
-        except GrpcError as err:
-            if err.code == _UNIMPLEMENTED:
-                raise UnsupportedError(f"{self.name} is no chantierd: it does not tell what it does") from err
-            raise error_of(err) from err
-        found: dict[str, Any] = json.loads(answer.data)
+        found: dict[str, Any] = await self._ask("Status", StatusRequest(), "does not tell what it does", timeout_s=timeout_s)
         return found
 
     async def build_record(self, ref: str) -> dict[str, Any]:
         """All that chantierd keeps of a build, as `record.load_record` reads it. Raises UnsupportedError for other daemons."""
-        from chantier.pb import daemon_pb2
+        from chantier.pb.daemon_pb2 import RecordRequest
 
+        found: dict[str, Any] = await self._ask("Record", RecordRequest(ref=ref), "has no records of its own")
+        return found
+
+    async def cache_mounts(self) -> list[dict[str, Any]]:
+        """The cache mounts of chantierd: id, record, size, last_used. Raises UnsupportedError for other daemons."""
+        from chantier.pb.daemon_pb2 import CacheMountsRequest
+
+        found: list[dict[str, Any]] = await self._ask("CacheMounts", CacheMountsRequest(), _NO_MOUNTS)
+        return found
+
+    async def move_cache_mount(
+        self, what: str, name: str, place: Mapping[str, str], offered: Offered, *, limit: int = 0
+    ) -> dict[str, Any]:
+        """`what` is export or import; see `MoveCacheMountRequest` for the place. Raises what the daemon answers."""
+        from chantier.pb.daemon_pb2 import MoveCacheMountRequest
+
+        request = MoveCacheMountRequest(name=name, place=place, session=offered.session.id, limit=limit)
+        async with self._attach(offered) as attached:
+            work = asyncio.create_task(self._ask(f"{what.capitalize()}CacheMount", request, _NO_MOUNTS))
+            try:
+                found: dict[str, Any] = await attached.watch(work)
+            finally:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+        return found
+
+    async def _ask(self, method: str, request: Any, lacks: str, *, timeout_s: float | None = None) -> Any:
+        """A call of chantierd's own service, which answers JSON."""
         try:
-            answer = await Stub(self.channel, "chantier.v1.Daemon").unary("Record", daemon_pb2.RecordRequest(ref=ref))
+            answer = await Stub(self.channel, "chantier.v1.Daemon").unary(method, request, timeout_s=timeout_s)
         except GrpcError as err:
             if err.code == _UNIMPLEMENTED:
-                raise UnsupportedError(f"{self.name} is no chantierd: it has no records of its own") from err
+                raise UnsupportedError(f"{self.name} is no chantierd: it {lacks}") from err
             raise error_of(err) from err
-        found: dict[str, Any] = json.loads(answer.data)
-        return found
+        return json.loads(answer.data)
 
     def stub(self, service: str) -> Any:
         """Calls of another service of the daemon, such as its content store."""

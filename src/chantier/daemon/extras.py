@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service beside BuildKit's own: what `chantier daemon status` asks."""
+"""A service beside BuildKit's own: what `chantier daemon status`, `history` and `cache-mount` ask."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from chantier import __version__
 from chantier.pb import control_pb2, daemon_pb2
 from chantier.progress import now
 from chantier.values import asdict
-from chantier.wire import ServerCall, Service
+from chantier.wire import Handler, ServerCall, Service
 
 if TYPE_CHECKING:
+    from chantier.engine.cache_mounts import CacheMounts
+    from chantier.session.remote import RemoteSession
+
     from .builds import Running
     from .daemon import Daemon
 
@@ -22,7 +25,7 @@ STATUS_NAME = "chantier.v1.Daemon"
 
 
 def own(daemon: Daemon) -> Service:
-    """`Status` answers JSON in a BytesMessage: see `report`. `Record` answers a `record.BuildRecord`, as JSON too."""
+    """Answers are JSON in a BytesMessage: of `Status` see `report`, of `Record` a `record.BuildRecord`."""
 
     async def status(request: daemon_pb2.StatusRequest, call: ServerCall) -> control_pb2.BytesMessage:
         return control_pb2.BytesMessage(data=json.dumps(report(daemon), sort_keys=True).encode())
@@ -32,7 +35,37 @@ def own(daemon: Daemon) -> Service:
         found = await daemon.history.record(request.ref)
         return control_pb2.BytesMessage(data=json.dumps(asdict(found), default=str).encode())
 
-    return Service(STATUS_NAME, {"Status": status, "Record": record})
+    return Service(STATUS_NAME, {"Status": status, "Record": record, **_cache_mounts(daemon)})
+
+
+def _cache_mounts(daemon: Daemon) -> dict[str, Handler]:
+    """What `engine.cache_mounts` does, with logins and directories of the client's session."""
+
+    async def mounts() -> CacheMounts:
+        from chantier.engine.cache_mounts import CacheMounts
+
+        return CacheMounts(await daemon.engine())
+
+    async def session(request: daemon_pb2.MoveCacheMountRequest) -> RemoteSession | None:
+        return await daemon.sessions.get(request.session) if request.session else None
+
+    async def known(request: daemon_pb2.CacheMountsRequest, call: ServerCall) -> control_pb2.BytesMessage:
+        return _json([asdict(mount) for mount in await (await mounts()).list()])
+
+    async def export(request: daemon_pb2.MoveCacheMountRequest, call: ServerCall) -> control_pb2.BytesMessage:
+        found = await mounts()
+        moved = await found.export(request.name, dict(request.place), await session(request), limit=request.limit)
+        return _json(moved.plain())
+
+    async def import_(request: daemon_pb2.MoveCacheMountRequest, call: ServerCall) -> control_pb2.BytesMessage:
+        moved = await (await mounts()).import_(request.name, dict(request.place), await session(request))
+        return _json(moved.plain())
+
+    return {"CacheMounts": known, "ExportCacheMount": export, "ImportCacheMount": import_}
+
+
+def _json(value: Any) -> control_pb2.BytesMessage:
+    return control_pb2.BytesMessage(data=json.dumps(value).encode())
 
 
 def report(daemon: Daemon) -> dict[str, Any]:

@@ -24,10 +24,8 @@ from .running import Converted, Running, result_of
 
 if TYPE_CHECKING:
     from chantier.engine import Engine, SolveRequest
-    from chantier.engine.cache_mounts import CacheMounts
     from chantier.engine.history import History
     from chantier.engine.look import Checked, Plan
-    from chantier.engine.mount_places import Place
     from chantier.registry import Memory
     from chantier.store import UsageRecord
 
@@ -108,22 +106,26 @@ class Embedded(Running):
 
         return explain_gc(self.root.absolute(), self.config)
 
-    async def cache_mounts(self, work: Callable[[CacheMounts, Callable[[Mapping[str, str]], Place]], str]) -> str:
-        """Do something with the cache mounts, in a thread; the second argument makes a place of its description."""
+    async def cache_mounts(self) -> list[dict[str, Any]]:
         from chantier.engine.cache_mounts import CacheMounts
-        from chantier.engine.mount_places import place_of
+        from chantier.values import asdict
+
+        return [asdict(mount) for mount in await CacheMounts(await self._open()).list()]
+
+    async def move_cache_mount(
+        self, what: str, name: str, place: Mapping[str, str], stores: Mapping[str, Path], *, limit: int = 0
+    ) -> dict[str, Any]:
+        """See `cache_mounts.Mounts`."""
+        from chantier.engine.cache_mounts import CacheMounts
         from chantier.session.local import LocalSession
 
         from .logins import credentials_of
 
-        engine = await self._open()
-        with LocalSession(credentials=credentials_of(self._env)) as session:
-            registry = engine.registry_for([session])
-
-            def place(attrs: Mapping[str, str]) -> Place:
-                return place_of(attrs, lambda insecure: registry.insecure() if insecure else registry)
-
-            return await asyncio.to_thread(work, CacheMounts(engine.cache), place)
+        mounts = CacheMounts(await self._open())
+        with LocalSession(credentials=credentials_of(self._env), layouts=stores) as session:
+            if what == "import":
+                return (await mounts.import_(name, place, session)).plain()
+            return (await mounts.export(name, place, session, limit=limit)).plain()
 
     def history(self) -> History:
         from chantier.client.history import read_log

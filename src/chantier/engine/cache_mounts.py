@@ -18,13 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chantier.cache import Cache
-from chantier.errors import ChantierError, IntegrityError, NotFoundError
+from chantier.errors import CancelledError_, ChantierError, IntegrityError, NotFoundError
 from chantier.kernel.trace import point
 from chantier.layer import Compressor, decompressor, unpack
 from chantier.op.mounts import cache_index
+from chantier.op.worker import threaded
+from chantier.session.types import Session
 from chantier.spec import (
     OCI_LAYER_ZSTD,
     OCI_MANIFEST,
@@ -35,18 +37,17 @@ from chantier.spec import (
     dumps,
     parse_manifest,
 )
-from chantier.values import dataclass
+from chantier.values import dataclass, fields
 
-from .mount_places import ARTIFACT, Place
+from .mount_places import ARTIFACT, Place, place_of
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 CONFIG = "application/vnd.chantier.cache-mount.config.v1+json"
 _BUCKETS = 64
 _BUCKET_KEY = "chantier.cache-mount.bucket"
 _PREFIX = cache_index("")
-_LIMIT = 64 << 20
-_REF_NAME = "org.opencontainers.image.ref.name"
-
-never: Callable[[], bool] = lambda: False  # noqa: E731
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,23 +60,58 @@ class Mount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """What an export or an import did. `sent` counts the bytes of blobs that had to travel, `left_out` the files over the limit."""
+    """What an export or an import did. `sent` counts the bytes of blobs that had to travel, `left_out` the files over the limit.
+
+    `manifest` is that of an export: in a directory the client has yet to name it.
+    """
 
     files: int
     bytes: int
     blobs: int
     sent: int = 0
     left_out: int = 0
+    manifest: Descriptor | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        manifest = descriptor_to_json(self.manifest) if self.manifest is not None else None
+        return {**{one.name: getattr(self, one.name) for one in fields(self)}, "manifest": manifest}
 
 
 class CacheMounts:
-    """The cache mounts of one cache."""
+    """The cache mounts of an engine, for the loop it runs in. `name` is an id, or a target; places are what `place_of` takes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._work = _Work(engine.cache)
+
+    async def list(self) -> list[Mount]:
+        """By id, the newest record of each."""
+        return await threaded(lambda _cancelled: self._work.list())
+
+    async def export(self, name: str, attrs: Mapping[str, str], session: Session | None, *, limit: int = 0) -> Moved:
+        """Waits until nobody uses the mount. With a limit in bytes the files changed last are taken, as many as fit.
+
+        Raises NotFoundError, UsageError, and what the place raises.
+        """
+        return await threaded(
+            lambda cancelled: self._work.export(name, place_of(attrs, self._engine, session, cancelled), limit, cancelled)
+        )
+
+    async def import_(self, name: str, attrs: Mapping[str, str], session: Session | None) -> Moved:
+        """Put the export in the place of the mount; steps that use the old content just now go on with it."""
+        return await threaded(
+            lambda cancelled: self._work.import_(name, place_of(attrs, self._engine, session, cancelled), cancelled)
+        )
+
+
+class _Work:
+    """The same in a thread."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
 
     def list(self) -> list[Mount]:
-        """By id, the newest record of each."""
         found: dict[str, Mount] = {}
         for usage in self._cache.usage(filters=("type==exec.cachemount",)):
             for index in self._cache.records.indexes(usage.id):
@@ -84,19 +120,18 @@ class CacheMounts:
                     found[id] = Mount(id=id, record=usage.id, size=usage.size, last_used=usage.last_used_at)
         return [found[id] for id in sorted(found)]
 
-    def export(self, id: str, place: Place, *, limit: int = 0, cancelled: Callable[[], bool] = never) -> Moved:
-        """Waits until nobody uses the mount. With a limit in bytes the files changed last are taken, as many as fit."""
-        if not self._cache.find(cache_index(id)):
-            raise NotFoundError(f"no cache mount {id!r}", hint="chantier cache-mount ls")
+    def export(self, name: str, place: Place, limit: int, cancelled: Callable[[], bool]) -> Moved:
+        id = _choose(name, [mount.id for mount in self.list()])
+        if id is None:
+            raise NotFoundError(f"no cache mount {name!r}", hint="chantier cache-mount ls")
         ref = self._cache.mutable(cache_index(id), sharing="locked", cancelled=cancelled)
         try:
             with self._cache.root.lease(), ref.mounted() as root:
-                return _Export(self._cache, root, place, limit, cancelled).run()
+                return _Export(self._cache, id, root, place, limit, cancelled).run()
         finally:
             ref.release()
 
-    def import_(self, id: str, place: Place, *, cancelled: Callable[[], bool] = never) -> Moved:
-        """Put the export in the place of the mount; steps that use the old content just now go on with it."""
+    def import_(self, name: str, place: Place, cancelled: Callable[[], bool]) -> Moved:
         data = place.manifest()
         if data is None:
             raise NotFoundError("no such export of a cache mount")
@@ -104,6 +139,9 @@ class CacheMounts:
         if not isinstance(manifest, Manifest) or manifest.config.media_type != CONFIG:
             raise IntegrityError("not an export of a cache mount")
         config = json.loads(place.read(manifest.config))
+        known = [mount.id for mount in self.list()]
+        # Where the mount is new it is called as where it was exported, or by another name as a Dockerfile gives it.
+        id = _choose(name, known) or _choose(name, [str(config.get("id", ""))]) or f"/{name}"
         ref = self._cache.new(None, description=f"cache mount {id}", record_type="exec.cachemount", cancelled=cancelled)
         try:
             with self._cache.root.lease(), ref.mounted() as root:
@@ -125,9 +163,15 @@ class _File:
     info: os.stat_result
 
 
+def _choose(name: str, known: Sequence[str]) -> str | None:
+    """The id that is meant. Frontends put their namespace and a slash before ids and targets: `/ID`, `//TARGET`."""
+    return next((id for id in (name, f"/{name}") if id in known), None)
+
+
 class _Export:
-    def __init__(self, cache: Cache, root: Path, place: Place, limit: int, cancelled: Callable[[], bool]) -> None:
+    def __init__(self, cache: Cache, id: str, root: Path, place: Place, limit: int, cancelled: Callable[[], bool]) -> None:
         self._cache = cache
+        self._id = id
         self._root = root
         self._place = place
         self._limit = limit
@@ -159,6 +203,7 @@ class _Export:
         total = sum(file.info.st_size for file in kept)
         config = dumps(
             {
+                "id": self._id,
                 "files": len(kept),
                 "bytes": total,
                 "mode": oct(stat.S_IMODE(os.stat(self._root).st_mode))[2:],
@@ -169,18 +214,24 @@ class _Export:
         described = Descriptor(media_type=CONFIG, digest=digest_of(config), size=len(config))
         self._place.put(described, lambda: BytesIO(config))
         point("cache-mount.committing")
-        self._place.commit(
-            dumps(
-                {
-                    "schemaVersion": 2,
-                    "mediaType": OCI_MANIFEST,
-                    "artifactType": ARTIFACT,
-                    "config": descriptor_to_json(described),
-                    "layers": [descriptor_to_json(layer) for layer in layers],
-                }
-            )
+        manifest = dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_MANIFEST,
+                "artifactType": ARTIFACT,
+                "config": descriptor_to_json(described),
+                "layers": [descriptor_to_json(layer) for layer in layers],
+            }
         )
-        return Moved(files=len(kept), bytes=total, blobs=len(layers), sent=sent, left_out=len(files) - len(kept))
+        self._place.commit(manifest)
+        return Moved(
+            files=len(kept),
+            bytes=total,
+            blobs=len(layers),
+            sent=sent,
+            left_out=len(files) - len(kept),
+            manifest=Descriptor(media_type=OCI_MANIFEST, digest=digest_of(manifest), size=len(manifest), artifact_type=ARTIFACT),
+        )
 
     def _walk(self) -> tuple[list[_File], dict[str, list[int]]]:
         """Files and links, and the modes, owners and times of directories. Sockets, pipes and devices stay."""
@@ -188,7 +239,7 @@ class _Export:
         directories: dict[str, list[int]] = {}
         for here, _, names in os.walk(self._root):
             if self._cancelled():
-                raise ChantierError("context canceled")
+                raise CancelledError_("context canceled")
             relative = os.path.relpath(here, self._root)
             if relative != ".":
                 info = os.lstat(here)
@@ -235,7 +286,7 @@ class _Export:
             with tarfile.open(fileobj=_Out(compressor), mode="w|", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
                 for file in files:
                     if self._cancelled():
-                        raise ChantierError("context canceled")
+                        raise CancelledError_("context canceled")
                     self._add(tar, file)
             compressor.finish()
             size = writer.offset

@@ -1,35 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where exports of cache mounts lie: a repository of a registry, or a directory in the layout of OCI images."""
+"""Where exports of cache mounts lie: a repository of a registry, or a directory of the client's in the layout of OCI images."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from io import BytesIO
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
-from chantier.errors import ChantierError, IntegrityError, NotFoundError, UsageError
-from chantier.kernel.trace import point
+from chantier.errors import CancelledError_, IntegrityError, NotFoundError, UsageError
 from chantier.registry import Registry
-from chantier.spec import (
-    OCI_INDEX,
-    OCI_MANIFEST,
-    Descriptor,
-    Digest,
-    Manifest,
-    Reference,
-    descriptor_to_json,
-    digest_of,
-    dumps,
-    parse_manifest,
-)
+from chantier.session.types import Session
+from chantier.spec import OCI_MANIFEST, Descriptor, Digest, Reference, digest_of
 from chantier.store import Writer
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 ARTIFACT = "application/vnd.chantier.cache-mount.v1"
 _LIMIT = 64 << 20
-_REF_NAME = "org.opencontainers.image.ref.name"
+_LOOK_S = 0.2
+T = TypeVar("T")
 
 
 class Place(Protocol):
@@ -76,113 +67,91 @@ class RegistryPlace:
         self._registry.push_manifest(self._ref, manifest, OCI_MANIFEST)
 
 
-class DirectoryPlace:
-    """An OCI layout on this machine, the export under a tag."""
+class SessionPlace:
+    """An OCI layout of the client's, through the content store that its session offers as `local:DIRECTORY`.
 
-    def __init__(self, directory: Path, tag: str = "latest") -> None:
-        self._directory = directory.absolute()
-        self._tag = tag
+    Which manifest is the export now, and which one from then on, is for the client to know: it keeps the layout's index.
+    """
+
+    def __init__(
+        self, session: Session, directory: str, digest: str, loop: asyncio.AbstractEventLoop, cancelled: Callable[[], bool]
+    ) -> None:
+        """`digest` is that of the last export's manifest, "" if there is none; `loop` is the session's."""
+        self._session = session
+        self._cancelled = cancelled
+        self._store = f"local:{directory}"
+        self._digest = digest
+        self._loop = loop
 
     def manifest(self) -> bytes | None:
-        for entry in self._index()["manifests"]:
-            if (entry.get("annotations") or {}).get(_REF_NAME) == self._tag:
-                return self._bytes(Digest.parse(entry["digest"]))
-        return None
+        return self._read(Digest.parse(self._digest)) if self._digest else None
 
     def read(self, descriptor: Descriptor) -> bytes:
-        return self._bytes(descriptor.digest)
+        return self._read(descriptor.digest)
 
     def fetch(self, descriptor: Descriptor, writer: Writer) -> None:
+        async def copy() -> None:
+            async for chunk in await self._session.blob(self._store, descriptor.digest):
+                await asyncio.to_thread(writer.write, chunk)
+
         writer.restart()
-        try:
-            with self._blob(descriptor.digest).open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    writer.write(chunk)
-        except FileNotFoundError as err:
-            raise NotFoundError(f"{descriptor.digest}: not found in {self._directory}") from err
+        self._wait(copy())
 
     def has(self, descriptor: Descriptor) -> bool:
-        try:
-            return self._blob(descriptor.digest).stat().st_size == descriptor.size
-        except FileNotFoundError:
-            return False
+        return self._wait(self._session.blob_size(self._store, descriptor.digest)) == descriptor.size
 
     def put(self, descriptor: Descriptor, open: Callable[[], BinaryIO]) -> None:
-        target = self._blob(descriptor.digest)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        async def chunks(source: BinaryIO) -> AsyncIterator[bytes]:
+            while chunk := await asyncio.to_thread(source.read, 1 << 20):
+                yield chunk
+
         with open() as source:
-            self._write(target, iter(lambda: source.read(1 << 20), b""))
+            self._wait(self._session.write_blob(self._store, descriptor.digest, descriptor.size, chunks(source)))
 
     def commit(self, manifest: bytes) -> None:
-        digest = digest_of(manifest)
-        self.put(Descriptor(media_type=OCI_MANIFEST, digest=digest, size=len(manifest)), lambda: BytesIO(manifest))
-        self._write(self._directory / "oci-layout", iter([b'{"imageLayoutVersion":"1.0.0"}']))
-        index = self._index()
-        others = [entry for entry in index["manifests"] if (entry.get("annotations") or {}).get(_REF_NAME) != self._tag]
-        entry = descriptor_to_json(Descriptor(media_type=OCI_MANIFEST, digest=digest, size=len(manifest)))
-        index["manifests"] = [*others, {**entry, "artifactType": ARTIFACT, "annotations": {_REF_NAME: self._tag}}]
-        self._write(self._directory / "index.json", iter([dumps(index)]))
-        self._collect()
+        descriptor = Descriptor(media_type=OCI_MANIFEST, digest=digest_of(manifest), size=len(manifest))
+        self.put(descriptor, lambda: BytesIO(manifest))
 
-    def _collect(self) -> None:
-        """Blobs that no manifest names any more go, if all that is here are exports of cache mounts."""
-        wanted: set[str] = set()
-        for entry in self._index()["manifests"]:
-            if entry.get("artifactType") != ARTIFACT:
-                return
-            manifest = parse_manifest(self._bytes(Digest.parse(entry["digest"])))
-            if isinstance(manifest, Manifest):
-                wanted |= {str(entry["digest"]), str(manifest.config.digest), *(str(layer.digest) for layer in manifest.layers)}
-        for path in (self._directory / "blobs/sha256").iterdir():
-            if f"sha256:{path.name}" not in wanted:
-                path.unlink(missing_ok=True)
+    def _read(self, digest: Digest) -> bytes:
+        async def copy() -> bytes:
+            data = bytearray()
+            async for chunk in await self._session.blob(self._store, digest):
+                data += chunk
+                if len(data) > _LIMIT:
+                    raise IntegrityError(f"blob {digest} is too large")
+            return bytes(data)
 
-    def _index(self) -> dict[str, Any]:
-        try:
-            index = json.loads((self._directory / "index.json").read_bytes())
-        except (OSError, ValueError):
-            index = None
-        if not isinstance(index, dict) or not isinstance(index.get("manifests"), list):
-            return {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
-        return index
-
-    def _bytes(self, digest: Digest) -> bytes:
-        try:
-            data = self._blob(digest).read_bytes()
-        except FileNotFoundError as err:
-            raise NotFoundError(f"{digest}: not found in {self._directory}") from err
-        if len(data) > _LIMIT or digest_of(data) != digest:
-            raise IntegrityError(f"blob {digest} in {self._directory} is damaged")
+        data = self._wait(copy())
+        if digest_of(data) != digest:
+            raise IntegrityError(f"blob {digest} in {self._store.removeprefix('local:')} is damaged")
         return data
 
-    def _blob(self, digest: str) -> Path:
-        parsed = Digest.parse(digest)
-        return self._directory / "blobs" / parsed.algorithm / parsed.hex
-
-    def _write(self, path: Path, chunks: Iterator[bytes]) -> None:
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with part.open("wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            point("cache-mount.written")
-            os.replace(part, path)
-        except OSError as err:
-            part.unlink(missing_ok=True)
-            raise ChantierError(f"failed to write {path}: {(err.strerror or str(err)).lower()}") from err
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        waiting = asyncio.run_coroutine_threadsafe(work, self._loop)
+        while True:
+            try:
+                return waiting.result(timeout=_LOOK_S)
+            except TimeoutError:
+                if waiting.done():
+                    raise
+                if self._cancelled():
+                    waiting.cancel()
+                    raise CancelledError_("context canceled") from None
 
 
-def place_of(attrs: Mapping[str, str], registry: Callable[[bool], Registry]) -> Place:
-    """From `type=registry,ref=NAME` or `type=local,dest=DIR` (or src=DIR). Raises UsageError."""
+def place_of(attrs: Mapping[str, str], engine: Engine, session: Session | None, cancelled: Callable[[], bool]) -> Place:
+    """From `type=registry,ref=NAME`, or `type=local,dest=DIR` (or src=DIR) with the `digest` of the last export's manifest.
+
+    Raises UsageError.
+    """
     kind = attrs.get("type", "")
-    if kind == "registry" and attrs.get("ref"):
-        return RegistryPlace(registry(attrs.get("registry.insecure", "") == "true"), attrs["ref"])
     directory = attrs.get("dest") or attrs.get("src")
-    if kind == "local" and directory:
-        return DirectoryPlace(Path(directory), attrs.get("tag") or "latest")
+    if kind == "registry" and attrs.get("ref"):
+        registry = engine.registry_for([session] if session is not None else [])
+        return RegistryPlace(registry.insecure() if attrs.get("registry.insecure") == "true" else registry, attrs["ref"])
+    if kind == "local" and directory and session is not None:
+        return SessionPlace(session, directory, attrs.get("digest", ""), engine.loop, cancelled)
     raise UsageError(f"cannot keep a cache mount in {dict(attrs)}", hint="type=registry,ref=NAME or type=local,dest=DIR")
 
 
-__all__ = ["ARTIFACT", "DirectoryPlace", "Place", "RegistryPlace", "place_of"]
+__all__ = ["ARTIFACT", "Place", "RegistryPlace", "SessionPlace", "place_of"]

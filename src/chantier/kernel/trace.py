@@ -88,6 +88,7 @@ MOUNT_POINTS = (
     "cache-mount.sent",
     "cache-mount.committing",
     "cache-mount.written",
+    "cache-mount.named",
     "cache-mount.unpacked",
     "cache-mount.replaced",
 )
