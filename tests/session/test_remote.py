@@ -96,6 +96,9 @@ def test_a_result_that_is_there_already_is_not_sent(tmp_path: Path, known: bool)
         async def has_it(self) -> bool:
             return known
 
+        async def has_layers(self, diff_ids: Sequence[str]) -> int:
+            return len(diff_ids) - 1
+
         async def write(self, data: bytes | memoryview, /) -> None:
             did.append(len(data))
 
@@ -114,6 +117,8 @@ def test_a_result_that_is_there_already_is_not_sent(tmp_path: Path, known: bool)
                     await sink.write(bytes(size))
                 await sink.close()
                 assert did == (["closed"] if known else [*sizes, "closed"])
+            if known:
+                assert await session.known_layers(0, {}, ["sha256:a", "sha256:b"]) == 1
 
     run(body())
 

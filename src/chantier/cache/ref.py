@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from chantier.errors import StoreError
 from chantier.progress import Step
 from chantier.snapshot import Mount, mount_all, mounted
+from chantier.spec import Digest
 
 from .handles import State
 from .layers import Packing, known_layers, layers_of
@@ -164,10 +165,16 @@ class Ref(_Handle):
         return known_layers(self.cache.trees, self.state.record, oci=oci)
 
     def fetch_blobs(
-        self, *, step: Step | None = None, sessions: Sequence[Any] = (), cancelled: Callable[[], bool] = never
+        self,
+        *,
+        but: frozenset[Digest] = frozenset(),
+        step: Step | None = None,
+        sessions: Sequence[Any] = (),
+        cancelled: Callable[[], bool] = never,
     ) -> None:
         """Bring the bytes of all layers that are known but not local."""
         missing = {layer.descriptor.digest: layer.descriptor for layer in self.known_layers() or () if not layer.local}
+        missing = {digest: descriptor for digest, descriptor in missing.items() if digest not in but}
         if missing:
             side_by_side(
                 Work(step, sessions, cancelled),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from chantier.errors import ChantierError, UsageError
 
@@ -72,6 +72,7 @@ class EngineSink:
     """A session.KnowingSink whose bytes are loaded into an engine; `close` waits until the engine says the image is in.
 
     An image that the engine has, by the digests of the metadata, is not loaded again: it gets its names, bytes are dropped.
+    Layers that it has from other images need not be in the archive.
     """
 
     def __init__(self, name: str, host: Host, metadata: Mapping[str, str]) -> None:
@@ -88,6 +89,11 @@ class EngineSink:
 
     async def has_it(self) -> bool:
         return await asyncio.to_thread(self._has_it)
+
+    async def has_layers(self, diff_ids: Sequence[str]) -> int:
+        from .loaded import layers_there
+
+        return await asyncio.to_thread(layers_there, self._connection, self._metadata, diff_ids)
 
     def _has_it(self) -> bool:
         if self._known is None:

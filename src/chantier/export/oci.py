@@ -7,17 +7,18 @@ Entries are sorted by name, owned by root and dated 1970, so equal images give e
 from __future__ import annotations
 
 import asyncio
+import logging
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chantier.cache import Ref
-from chantier.errors import UsageError
+from chantier.errors import CancelledError_, ChantierError, UsageError
 from chantier.op.worker import threaded
 from chantier.progress import Step
-from chantier.session.types import FileSink, KnowingSink
-from chantier.spec import Descriptor, Reference, descriptor_to_json, dumps
+from chantier.session.types import FileSink, KnowingSink, Session
+from chantier.spec import Descriptor, Digest, Reference, descriptor_to_json, dumps
 from chantier.spec.times import rfc3339
 from chantier.values import replace
 
@@ -26,6 +27,7 @@ from .options import ImageOptions
 from .types import Exportable, ExportContext, Finalize, Response
 
 _CHUNK = 1 << 20
+_log = logging.getLogger(__name__)
 
 
 class TarExporter:
@@ -46,33 +48,61 @@ class TarExporter:
         names = [str(Reference.parse(n).with_default_tag()) for n in self._names(what)]
         created = rfc3339((self.options.epoch.at if self.options.epoch.at is not None else int(time.time())) * 1_000_000_000)
         root = replace(image.root, annotations={"org.opencontainers.image.created": created, **image.root.annotations})
-        await fetch_lazy(image, context, step)
         if context.session is None:
             raise UsageError("could not export without session")
         metadata = image.response(names)
+        left_out = (
+            await _known(image, metadata, context.session, context.number) if self.docker and self.options.tar else frozenset()
+        )
+        await fetch_lazy(image, context, step, but=left_out)
         if self.options.tar:
             with step.action("sending tarball"):
-                sink = await context.session.send_file(context.number, metadata)
                 try:
-                    if not (isinstance(sink, KnowingSink) and await sink.has_it()):
-                        await self._write(sink, image, root, names, context)
-                except BaseException:
-                    await sink.abort()
+                    await self._send(image, root, names, context, left_out)
+                except CancelledError_:
                     raise
-                await sink.close()
+                except ChantierError as err:
+                    if not left_out:
+                        raise
+                    _log.debug("the image is sent again with all its layers: %s", err)  # what was there is gone, perhaps
+                    await fetch_lazy(image, context, step)
+                    await self._send(image, root, names, context, frozenset())
         else:
             with step.action("sending content"):
                 await _send_blobs(image, context)
         return replace(image, root=root).response(names), None
+
+    async def _send(
+        self, image: Image, root: Descriptor, names: Sequence[str], context: ExportContext, left_out: frozenset[Digest]
+    ) -> None:
+        assert context.session is not None
+        sink = await context.session.send_file(context.number, image.response(names))
+        try:
+            if not (isinstance(sink, KnowingSink) and await sink.has_it()):
+                await self._write(sink, image, root, names, context, left_out)
+        except BaseException:
+            await sink.abort()
+            raise
+        await sink.close()
 
     def _names(self, what: Exportable) -> Sequence[str]:
         if self.options.names == ("*",):
             return [n for n in what.metadata.get("image.name", b"").decode().split(",") if n]
         return self.options.names
 
-    async def _write(self, sink: FileSink, image: Image, root: Descriptor, names: Sequence[str], context: ExportContext) -> None:
+    async def _write(
+        self,
+        sink: FileSink,
+        image: Image,
+        root: Descriptor,
+        names: Sequence[str],
+        context: ExportContext,
+        left_out: frozenset[Digest],
+    ) -> None:
         entries: dict[str, Blob | bytes | None] = {"blobs/": None, "blobs/sha256/": None}
         for blob in image.blobs:
+            if blob.descriptor.digest in left_out:
+                continue
             entries["blobs/" + blob.descriptor.digest.replace(":", "/")] = blob if blob.data is None else blob.data
         entries["index.json"] = _index(root, names)
         entries["oci-layout"] = b'{"imageLayoutVersion":"1.0.0"}'
@@ -94,13 +124,27 @@ def _index(root: Descriptor, names: Sequence[str]) -> bytes:
     return dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": described})
 
 
-def _docker_manifest(image: Image, names: Sequence[str]) -> bytes:
+async def _known(image: Image, metadata: Mapping[str, str], session: Session, number: int) -> frozenset[Digest]:
+    """The blobs of layers that whoever loads the image has."""
+    manifest, config = _documents(image)
+    blobs = [Digest.parse(layer["digest"]) for layer in manifest["layers"]]
+    count = await session.known_layers(number, metadata, config["rootfs"]["diff_ids"])
+    return frozenset(blobs[:count]) - frozenset(blobs[count:])
+
+
+def _documents(image: Image) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The manifest of the one image, and its config."""
     import json
 
     documents = {b.descriptor.digest: json.loads(b.data) for b in image.blobs if b.data is not None}
     manifest = documents[image.root.digest]
     if image.config is None:  # an index of one image and of what is attested of it
         manifest = documents[manifest["manifests"][0]["digest"]]
+    return manifest, documents[manifest["config"]["digest"]]
+
+
+def _docker_manifest(image: Image, names: Sequence[str]) -> bytes:
+    manifest, _ = _documents(image)
     layers = [layer["digest"] for layer in manifest["layers"]]
     document: dict[str, Any] = {
         "Config": "blobs/" + manifest["config"]["digest"].replace(":", "/"),
@@ -142,11 +186,15 @@ async def _send_blobs(image: Image, context: ExportContext) -> None:
                 await context.session.write_blob("export", blob.descriptor.digest, blob.descriptor.size, chunks)
 
 
-async def fetch_lazy(image: Image, context: ExportContext, step: Step) -> None:
-    """Bring the bytes of layers here that so far only a registry holds."""
-    lazy = {b.ref.id: b.ref for b in image.blobs if b.layer is not None and b.ref is not None and not b.layer.local}
+async def fetch_lazy(image: Image, context: ExportContext, step: Step, *, but: frozenset[Digest] = frozenset()) -> None:
+    """Bring the bytes of layers here that so far only a registry holds, but for those that nobody will read."""
+    lazy = {
+        b.ref.id: b.ref
+        for b in image.blobs
+        if b.layer is not None and b.ref is not None and not b.layer.local and b.descriptor.digest not in but
+    }
 
     async def fetch(ref: Ref) -> None:
-        await threaded(lambda cancelled: ref.fetch_blobs(step=step, sessions=context.sessions, cancelled=cancelled))
+        await threaded(lambda cancelled: ref.fetch_blobs(but=but, step=step, sessions=context.sessions, cancelled=cancelled))
 
     await asyncio.gather(*(fetch(ref) for ref in lazy.values()))

@@ -2,7 +2,7 @@ from chantier.pb import control_pb2 as _control_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -39,3 +39,26 @@ class MoveCacheMountRequest(_message.Message):
     session: str
     limit: int
     def __init__(self, name: _Optional[str] = ..., place: _Optional[_Mapping[str, str]] = ..., session: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class KnownLayersRequest(_message.Message):
+    __slots__ = ("exporter", "metadata", "diff_ids")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    EXPORTER_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    DIFF_IDS_FIELD_NUMBER: _ClassVar[int]
+    exporter: int
+    metadata: _containers.ScalarMap[str, str]
+    diff_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, exporter: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., diff_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class KnownLayersResponse(_message.Message):
+    __slots__ = ("count",)
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    def __init__(self, count: _Optional[int] = ...) -> None: ...

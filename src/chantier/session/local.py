@@ -21,7 +21,7 @@ from chantier.spec import Digest, new_id
 from chantier.values import dataclass
 
 from .sync import Receiver, look, sync
-from .types import Credentials, FileSink, FilesRequest, SentTree, Stream
+from .types import Credentials, FileSink, FilesRequest, KnowingSink, SentTree, Stream
 
 MAX_SECRET = 512_000
 _CHUNK = 1 << 20
@@ -266,6 +266,16 @@ class LocalSession:
         if callable(target):
             return target(metadata)
         return _StreamSink(target)
+
+    async def known_layers(self, exporter: int, metadata: Mapping[str, str], diff_ids: Sequence[str]) -> int:
+        target = self._target(exporter)
+        if isinstance(target, Path) or not callable(target):
+            return 0
+        sink = target(metadata)
+        try:
+            return await sink.has_layers(diff_ids) if isinstance(sink, KnowingSink) else 0
+        finally:
+            await sink.abort()
 
     async def send_trees(self, exporter: int, trees: Sequence[SentTree], *, remove_others: bool = False) -> None:
         target = self._target(exporter)

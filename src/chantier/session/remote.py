@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from chantier.errors import ChantierError, NotFoundError, SessionError, SessionLostError, UnsupportedError, UsageError
-from chantier.pb import auth_pb2, content_pb2, control_pb2, filesync_pb2, health_pb2, secrets_pb2, ssh_pb2, upload_pb2
+from chantier.pb import auth_pb2, content_pb2, control_pb2, daemon_pb2, filesync_pb2, health_pb2, secrets_pb2, ssh_pb2, upload_pb2
 from chantier.wire import Channel, ClientCall, GrpcError, Limits, Metadata, ServerCall, Tunnel, client_endpoint
 
 from . import content
@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 ID_KEY = "x-docker-expose-session-uuid"
 SHARED_KEY = "x-docker-expose-session-sharedkey"
+KNOWN_LAYERS = "/chantier.v1.Loading/KnownLayers"
 METHOD_KEY = "x-docker-expose-session-grpc-method"
 NAME_KEY = "x-docker-expose-session-name"
 HEALTH_KEY = "x-buildkit-session-health-custom-timeout"
@@ -254,6 +255,16 @@ class RemoteSession:
         except GrpcError as err:
             raise self._failed(err) from err
         return _RemoteSink(self, call)
+
+    async def known_layers(self, exporter: int, metadata: Mapping[str, str], diff_ids: Sequence[str]) -> int:
+        if not self.supports(KNOWN_LAYERS):
+            return 0
+        request = daemon_pb2.KnownLayersRequest(exporter=exporter, metadata=metadata, diff_ids=diff_ids)
+        try:
+            answer = await self.channel.unary(KNOWN_LAYERS, request, daemon_pb2.KnownLayersResponse, timeout_s=_QUICK_S)
+        except GrpcError as err:
+            raise self._failed(err) from err
+        return min(int(answer.count), len(diff_ids))
 
     async def send_trees(self, exporter: int, trees: Sequence[SentTree], *, remove_others: bool = False) -> None:
         sent = [Tree(root=tree.root, entries=walk(tree.root), below=tree.below, epoch=tree.epoch) for tree in trees]

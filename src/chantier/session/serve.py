@@ -10,14 +10,14 @@ Any BuildKit daemon will do. The daemon asks for health every few seconds; if it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote_plus
 
 from chantier.errors import ChantierError, NotFoundError, SessionError, UsageError
-from chantier.pb import auth_pb2, control_pb2, secrets_pb2, ssh_pb2, upload_pb2
+from chantier.pb import auth_pb2, control_pb2, daemon_pb2, secrets_pb2, ssh_pb2, upload_pb2
 from chantier.wire import ByteStream, Channel, GrpcError, Health, Limits, Server, ServerCall, Service, Tunnel
 from chantier.wire.server import serve_paths
 
@@ -49,6 +49,7 @@ class Served(Protocol):
     async def agent(self, id: str) -> Stream: ...
     async def upload(self, id: str) -> AsyncIterator[bytes]: ...
     async def send_file(self, exporter: int, metadata: Mapping[str, str]) -> FileSink: ...
+    async def known_layers(self, exporter: int, metadata: Mapping[str, str], diff_ids: Sequence[str]) -> int: ...
 
 
 class Offered:
@@ -78,6 +79,7 @@ class Offered:
             Service("moby.buildkit.secrets.v1.Secrets", {"GetSecret": self._secret}),
             Service("moby.sshforward.v1.SSH", {"CheckAgent": self._check_agent, "ForwardAgent": self._agent}),
             Service("moby.upload.v1.Upload", {"Pull": self._upload}),
+            Service("chantier.v1.Loading", {"KnownLayers": self._known_layers}),
             Health().service(),
         ]
         if stores:
@@ -134,6 +136,10 @@ class Offered:
             await sink.abort()
             raise
         await sink.close()
+
+    async def _known_layers(self, request: daemon_pb2.KnownLayersRequest, call: ServerCall) -> daemon_pb2.KnownLayersResponse:
+        count = await self.session.known_layers(request.exporter, dict(request.metadata), list(request.diff_ids))
+        return daemon_pb2.KnownLayersResponse(count=count)
 
     async def _tree(self, call: ServerCall, exporter: int) -> None:
         target = self._directories[exporter]

@@ -62,6 +62,9 @@ class KnowingSink(FileSink, Protocol):
 
     async def has_it(self) -> bool: ...
 
+    async def has_layers(self, diff_ids: Sequence[str]) -> int:
+        """How many of an image's layers, from the first, the place has: their blobs may be left out of the archive."""
+
 
 class Stream(Protocol):
     """Bytes both ways (an ssh agent's socket)."""
@@ -114,6 +117,12 @@ class Session(Protocol):
 
     async def send_file(self, exporter: int, metadata: Mapping[str, str]) -> FileSink:
         """Open output number `exporter` of the build as a file (tar, oci, docker)."""
+
+    async def known_layers(self, exporter: int, metadata: Mapping[str, str], diff_ids: Sequence[str]) -> int:
+        """How many of these layers, from the first, whoever gets output number `exporter` has; 0 where nobody can tell.
+
+        Only what was true just now: an archive without them may be refused.
+        """
 
     async def send_trees(self, exporter: int, trees: Sequence[SentTree], *, remove_others: bool = False) -> None:
         """Copy the trees to output number `exporter` (local). Owners are the user's own.
