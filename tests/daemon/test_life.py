@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from chantier.llb import image
 from chantier.pb import control_pb2 as pb
 from chantier.pb import daemon_pb2  # describes the service
 from chantier.spec import new_id
+from chantier.store.root import mount_points
 from chantier.wire import GrpcError, Stub
 
 from .conftest import CONTROL, Chantierd, Start, end, mark, those_that_run
@@ -268,3 +270,14 @@ def test_debug_endpoints(start_daemon: Start, tmp_path: Path) -> None:
 def test_a_debug_address_that_cannot_be(start_daemon: Start) -> None:
     with pytest.raises(AssertionError, match="cannot serve debug endpoints on nowhere"):
         start_daemon("", "--debugaddr", "nowhere")
+
+
+@pytest.mark.parametrize("after_s", [0, 0.05, 0.1, 0.2, 0.4])
+def test_told_to_stop_while_it_opens_it_leaves_nothing(start_daemon: Start, after_s: float) -> None:
+    """It serves before its engine is open: what that has made by then goes with it."""
+    daemon = start_daemon()
+    time.sleep(after_s)
+    assert daemon.stop() == 0
+    assert mount_points(daemon.root) == []
+    for name in ("processes", "tmp", "executor"):
+        assert not (daemon.root / name).is_dir() or os.listdir(daemon.root / name) == []

@@ -92,25 +92,29 @@ class Engine:
             bounds = config.history
             self.history = History(self.path, max_age_s=bounds.max_age_s, max_entries=bounds.max_entries)
         self.run_frontend_image: RunFrontendImage | None = None  # set by a door that can
+        self._made = False
         self._opened = False
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._open)
         try:
+            await threaded(lambda _cancelled: self._open())  # to its end, also when this is cancelled
             await self._find_runtime()
             ops = Ops(self.worker, self.images, self.layouts)
             explain = Explainer(self._keys, self.cache.listings)
             self.solver = Solver(ops.resolve, self._keys, Results(self.cache, self._layer_gone), describe=explain)
         except BaseException:
-            await self.networks.close()
-            await asyncio.to_thread(self._root.close)
+            if self._made:  # else `_open` failed, and cleaned up
+                await self._leave()
             raise
         self._opened = True
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
         await self.solver.aclose()
+        await self._leave()
+
+    async def _leave(self) -> None:
         if self.worker.runtime is not None:
             await self.worker.runtime.close()
         await self.networks.close()
@@ -150,6 +154,7 @@ class Engine:
             self.layouts = LayoutResolver(self.worker, self._loop)
             fetcher.layouts = self.layouts
             self.networks = self.worker.networks = open_networks(self.config.worker_oci, self.path / "net")
+            self._made = True
         except BaseException:
             self._root.close()
             raise

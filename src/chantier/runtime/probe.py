@@ -110,6 +110,9 @@ async def _try_native(root: Path, native: Native, host: Host) -> str:
     except (UnsupportedError, TimeoutError, OSError) as err:
         await native.close()
         return str(err) or f"it did not end within {_LIMIT_S:.0f} s"
+    except BaseException:  # cancelled
+        await native.close()
+        raise
     if ended.code == 0:
         _remember(root, str(helper.program), host, Verdict(binary=NATIVE, works=True), NATIVE)
         return ""
