@@ -17,7 +17,9 @@ import tempfile
 import time
 from collections.abc import Awaitable
 from pathlib import Path
+from typing import TypeVar
 
+from chantier.cache.file_digest import small_digest
 from chantier.session.fsutil import Packet
 from chantier.session.local import LocalSession
 from chantier.session.remote import RemoteSession, Sessions
@@ -25,6 +27,7 @@ from chantier.session.serve import Offered, attach
 from chantier.session.types import FilesRequest
 from chantier.wire import Channel, Server, Service
 
+T = TypeVar("T")
 _CONTROL = "moby.buildkit.v1.Control"
 _FILES = "/moby.filesync.v1.FileSync/DiffCopy"
 
@@ -36,12 +39,13 @@ async def offer(source: Path, place: Path, id: str) -> None:
         await attached.lost
 
 
-async def measure(what: str, count: int, work: Awaitable[object]) -> None:
+async def measure(what: str, count: int, work: Awaitable[T]) -> T:
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    await work
+    done = await work
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(f"{what:6} {wall / count * 1e6:7.1f} us a file, {cpu / count * 1e6:6.1f} us of CPU")
+    return done
 
 
 async def bare(session: RemoteSession, count: int) -> None:
@@ -73,8 +77,10 @@ async def main(count: int, size: int) -> None:
         await server.listen(f"unix://{place}/s")
         client = subprocess.Popen([sys.executable, __file__, "--offer", str(source), str(place), "bench"])
         session = await sessions.get("bench", timeout_s=30)
+        index: bytes | None = None
         for what in ("first", "again"):
-            await measure(what, count, session.receive(FilesRequest(name="context"), into))
+            work = session.follow(FilesRequest(name="context"), into, index, digest=small_digest, changing=lambda: None)
+            index = (await measure(what, count, work)).index
         await measure("wire", count, bare(session, count))
         await server.close(0)
         client.wait(10)

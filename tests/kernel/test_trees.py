@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chantier.kernel.compiled import CompileError, compiled
-from chantier.kernel.trees import _FLAGS, _SOURCE, NONE, Trees, _load, trees
+from chantier.kernel.trees import _BESIDE, _FLAGS, _SOURCE, NONE, Trees, _load, trees
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")]
 
@@ -24,9 +24,9 @@ def library() -> Trees:
 
 
 def test_it_is_compiled_once_and_only_ours_is_loaded(tmp_path: Path) -> None:
-    path = compiled(_SOURCE, tmp_path / "cache", "trees", flags=_FLAGS)
+    path = compiled(_SOURCE, tmp_path / "cache", "trees", flags=_FLAGS, beside=_BESIDE)
     made = path.stat().st_ino
-    assert compiled(_SOURCE, tmp_path / "cache", "trees", flags=_FLAGS).stat().st_ino == made
+    assert compiled(_SOURCE, tmp_path / "cache", "trees", flags=_FLAGS, beside=_BESIDE).stat().st_ino == made
     assert os.listdir(tmp_path / "cache") == [path.name]
     _load(path)
     path.chmod(0o777)

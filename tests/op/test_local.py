@@ -16,9 +16,9 @@ from chantier.cache.content_node import unpack
 from chantier.errors import NotFoundError, SessionError, UsageError
 from chantier.op.local import LocalOp
 from chantier.pb import ops_pb2 as pb
+from chantier.session.follow import follow
 from chantier.session.local import LocalSession
-from chantier.session.sync import Receiver, sync
-from chantier.session.types import FilesRequest
+from chantier.session.types import FilesRequest, Followed
 from chantier.store import settle
 
 if TYPE_CHECKING:
@@ -144,9 +144,8 @@ class Remote(LocalSession):
     def directory(self, name: str) -> Path | None:
         return None
 
-    async def receive(self, request: FilesRequest, into: Path, *, known: dict[str, bytes], **more: Any) -> dict[str, bytes]:
-        with Receiver(into, known) as receiver:
-            return sync(self.root, request, receiver, compare_inodes=False)
+    async def follow(self, request: FilesRequest, into: Path, index: bytes | None, **more: Any) -> Followed:
+        return follow(self.root, request, into, index, cancelled=lambda: False, **more)
 
 
 def test_directories_of_another_machine(bench: Bench, context: Path, job: Job) -> None:

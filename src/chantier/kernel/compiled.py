@@ -31,12 +31,21 @@ def is_ours(info: os.stat_result) -> bool:
     return info.st_uid == os.geteuid() and not stat.S_ISLNK(info.st_mode) and not info.st_mode & 0o022
 
 
-def compiled(source: Path, cache: Path, name: str, *, flags: Sequence[str], variants: Sequence[Sequence[str]] = ((),)) -> Path:
-    """The file in `cache` that `source` was or now is compiled to, of mode 0755. `variants` are more flags, tried in turn.
+def compiled(
+    source: Path,
+    cache: Path,
+    name: str,
+    *,
+    flags: Sequence[str],
+    variants: Sequence[Sequence[str]] = ((),),
+    beside: Sequence[Path] = (),
+) -> Path:
+    """The file in `cache` that `source` was or now is compiled to, of mode 0755. `variants` are more flags, tried in turn; `beside`
+    are the sources that it includes.
 
     Safe beside others that do the same. Raises CompileError, OSError if `cache` cannot be written.
     """
-    text = source.read_bytes()
+    text = b"".join(path.read_bytes() for path in (source, *beside))
     digest = hashlib.sha256(b" ".join([text, os.uname().machine.encode(), *map(str.encode, flags)])).hexdigest()[:16]
     kept = cache / f"{name}-{digest}"
     if kept.is_file():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole directories at a time, in C (`trees.c`): for trees so large that a few Python calls for each file are what they cost.
+"""Whole directories at a time, in C (`trees.c`, `packets.c`): for trees so large that a few Python calls for each file are what they cost.
 
 `trees()` is None where there is no compiler and never was one: callers then do the same in Python. The library is compiled once
 for each user, in /var/cache/chantier or ~/.cache/chantier, and loaded only if it is this user's and nobody else can write to it.
@@ -20,12 +20,12 @@ from struct import Struct
 from typing import Any
 
 from .compiled import CompileError, caches, compiled, is_ours
+from .packets import NONE, Packets
 
 _SOURCE = Path(__file__).with_name("trees.c")
+_BESIDE = (_SOURCE.with_name("rows.h"), _SOURCE.with_name("packets.c"))
 _FLAGS = ("-O2", "-std=gnu11", "-w", "-shared", "-fPIC", "-fvisibility=hidden")
 _COPIED = Struct("<QII32s")
-NONE = (1 << 64) - 1
-"""Instead of an offset: there is no such row."""
 
 
 class Trees:
@@ -52,8 +52,9 @@ class Trees:
         library.chantier_link.argtypes = (fd, fd, ctypes.c_int64, ctypes.c_int64, pointer, number, pointer, pointer)
         library.chantier_free.argtypes = (pointer,)
         library.chantier_free.restype = None
+        Packets.declare(library, ctypes)
 
-    def _call(self, name: str, count: int, *args: Any) -> tuple[int, list[bytes]]:
+    def call(self, name: str, count: int, *args: Any) -> tuple[int, list[bytes]]:
         """Call a function that fills `count` buffers, which are its last arguments but for those after `...`."""
         buffers = [self._buffer() for _ in range(count)]
         passed: list[Any] = []
@@ -68,7 +69,7 @@ class Trees:
 
     def walk(self, root: int, cancelled: Callable[[], bool]) -> bytes:
         """The rows of all that is in an open directory. OSError ECANCELED if `cancelled`, which each directory asks."""
-        code, (rows, failed) = self._call("chantier_walk", 2, root, ..., self._question(cancelled))
+        code, (rows, failed) = self.call("chantier_walk", 2, root, ..., self._question(cancelled))
         if code:
             raise OSError(code, os.strerror(code), os.fsdecode(failed))
         return rows
@@ -77,7 +78,7 @@ class Trees:
         """Where two walks differ, as offsets of rows in `after` and in `before` (or NONE), and the offsets of the directories in
         `after`. None if one of the two is no walk.
         """
-        code, (pairs, directories) = self._call("chantier_compare", 2, before, len(before), after, len(after), ...)
+        code, (pairs, directories) = self.call("chantier_compare", 2, before, len(before), after, len(after), ...)
         if code == errno.EINVAL:
             return None
         _check(code)
@@ -86,7 +87,7 @@ class Trees:
 
     def settled(self, rows: bytes, started: int, tick: int, coarse_tick: int) -> bytes:
         """Rows to be compared with later: without the signature of what changed (nanoseconds) about or after `started`."""
-        code, (kept,) = self._call("chantier_settled", 1, rows, len(rows), started, tick, coarse_tick, ...)
+        code, (kept,) = self.call("chantier_settled", 1, rows, len(rows), started, tick, coarse_tick, ...)
         _check(code)
         return kept
 
@@ -115,9 +116,13 @@ class Trees:
         """
         uid, gid = owner if owner is not None else (-1, -1)
         place = self._c.c_void_p(taken.buffer_info()[0])
-        code, (inodes, rest) = self._call("chantier_link", 2, source, target, uid, gid, place, len(taken), ...)
+        code, (inodes, rest) = self.call("chantier_link", 2, source, target, uid, gid, place, len(taken), ...)
         _check(code)
         return array("Q", inodes), rest.split(b"\0")[:-1]
+
+    def packets(self, before: bytes) -> Packets:
+        """What receives a directory of which these rows were kept."""
+        return Packets(self._library, self.call, self._sha, before)
 
 
 def _check(code: int) -> None:
@@ -146,7 +151,7 @@ def trees() -> Trees | None:
 def _library() -> Trees | None:
     for place in caches():
         try:
-            return _load(compiled(_SOURCE, place, "trees", flags=_FLAGS))
+            return _load(compiled(_SOURCE, place, "trees", flags=_FLAGS, beside=_BESIDE))
         except CompileError:
             return None
         except OSError:  # a directory that is not ours, or a file system without execution

@@ -26,9 +26,9 @@ from chantier.errors import ChantierError, DiskFullError, NotFoundError, Session
 from chantier.kernel import copy_file
 from chantier.layer.shared import Inodes, write_shared
 from chantier.llb.definition import LoadedVertex
-from chantier.session.follow import differing, follow
-from chantier.session.sync import Receiver, pack, unpack, unpack_rows
-from chantier.session.types import FilesRequest
+from chantier.session.follow import follow
+from chantier.session.sync import Receiver, unpack_rows
+from chantier.session.types import FilesRequest, Followed
 from chantier.session.walk import Entry, filter_of, to_stat, walk
 from chantier.solver.types import CacheMap
 from chantier.spec import dumps
@@ -128,22 +128,10 @@ class LocalOp:
 
     def _follow(self, mutable: MutableRef, source: Path, progress: _Progress, cancelled: Callable[[], bool]) -> None:
         """The client's directory lies on this machine: both halves of the transfer run here."""
-        index = mutable.get_meta(_INDEX) if self._compare else None
-        known = unpack_rows(index) is not None
+        kept = _Kept(mutable, compare=self._compare)
         request = self._checked(source)
-        digests: bytes | None = None
-
-        def changing() -> None:
-            # Until the tree is whole again there is no index: what a killed build left half-made is then made anew.
-            nonlocal digests
-            mutable.set_meta(_INDEX, None)
-            digests = forget(mutable)
-
         with mutable.mounted() as into, _translated(self._name):
-            if not known:
-                changing()
-                digests = None
-                _empty(into)
+            kept.start(into)
             if self._metadata_only:
                 with Receiver(into, {}) as receiver:
                     self._metadata(source, receiver, into, cancelled)
@@ -152,16 +140,13 @@ class LocalOp:
                 source,
                 request,
                 into,
-                index if known else None,
+                kept.index,
                 digest=small_digest,
-                changing=changing if known else lambda: None,
+                changing=kept.changing,
                 on_bytes=progress.add,
                 cancelled=cancelled,
             )
-            if done.index is not None:
-                mutable.note()
-                renew(mutable, digests, done.changed, done.digests)
-                mutable.set_meta(_INDEX, done.index)
+            kept.end(done)
 
     def _checked(self, source: Path) -> FilesRequest:
         try:
@@ -173,21 +158,12 @@ class LocalOp:
 
     async def _receive(self, mutable: MutableRef, session: Session, progress: _Progress) -> None:
         """The client's directory is elsewhere."""
-        known = unpack(mutable.get_meta(_INDEX)) if self._compare else None
-
-        digests: bytes | None = None
-        fresh: dict[bytes, bytes] = {}
+        kept = _Kept(mutable, compare=self._compare)
 
         def mount(_cancelled: Callable[[], bool]) -> tuple[Any, Path]:
-            nonlocal digests
             context = mutable.mounted()
             into = context.__enter__()
-            if known is None:
-                _empty(into)
-            mutable.set_meta(_INDEX, None)  # until the tree is whole again
-            digests = forget(mutable)
-            if known is None:
-                digests = None
+            kept.start(into)
             return context, into
 
         context, into = await self._worker.threaded(mount)
@@ -205,24 +181,12 @@ class LocalOp:
                 )
                 await self._worker.threaded(lambda _cancelled: _list_instead(into, wanted, rows))
                 return
-            index = await session.receive(
-                self._request,
-                into,
-                known=dict(known or {}),
-                on_bytes=progress.add,
-                on_file=lambda entry, _inode, data: _note(fresh, entry, data),
+            done = await session.follow(
+                self._request, into, kept.index, digest=small_digest, changing=kept.changing, on_bytes=progress.add
             )
         finally:
             await self._worker.threaded(lambda _cancelled: context.__exit__(None, None, None))
-
-        def keep(_cancelled: Callable[[], bool]) -> None:
-            changed = differing(known or {}, index)
-            if changed:
-                mutable.note()
-            renew(mutable, digests, changed, fresh)
-            mutable.set_meta(_INDEX, pack(index))
-
-        await self._worker.threaded(keep)
+        await self._worker.threaded(lambda _cancelled: kept.end(done))
 
     def _metadata(self, source: Path, receiver: Receiver, into: Path, cancelled: Callable[[], bool]) -> None:
         """Attributes of all, in one file, and the files that are exceptions."""
@@ -239,6 +203,36 @@ class LocalOp:
             receiver.close_file(entry, fd)
         receiver.finish()
         _list_instead(into, wanted, rows)
+
+
+class _Kept:
+    """A kept tree that is made to follow a directory. Until it is whole again there is no index: what a killed build left half-made
+    is then made anew.
+    """
+
+    def __init__(self, mutable: MutableRef, *, compare: bool) -> None:
+        self._mutable = mutable
+        index = mutable.get_meta(_INDEX) if compare else None
+        self.index = index if unpack_rows(index) is not None else None
+        self._digests: bytes | None = None
+
+    def start(self, into: Path) -> None:
+        """Without an index, what is there is of no use."""
+        if self.index is None:
+            self._mutable.set_meta(_INDEX, None)
+            forget(self._mutable)
+            _empty(into)
+
+    def changing(self) -> None:
+        if self.index is not None:
+            self._mutable.set_meta(_INDEX, None)
+            self._digests = forget(self._mutable)
+
+    def end(self, done: Followed) -> None:
+        if done.index is not None:
+            self._mutable.note()
+            renew(self._mutable, self._digests, done.changed, done.digests)
+            self._mutable.set_meta(_INDEX, done.index)
 
 
 class _Progress:
@@ -275,12 +269,6 @@ def _translated(name: str) -> Iterator[None]:
         kind = DiskFullError if err.errno in (errno.ENOSPC, errno.EDQUOT) else SessionError
         place = f"{os.fsdecode(err.filename)}: " if isinstance(err.filename, str | bytes) else ""
         raise kind(f"failed to transfer {name}: {place}{(err.strerror or '').lower()}") from err
-
-
-def _note(fresh: dict[bytes, bytes], entry: Entry, data: bytes) -> None:
-    """Hash a small file while its bytes are at hand: its copy is root's."""
-    if not entry.xattrs:
-        fresh[os.fsencode(entry.path)] = small_digest(entry.mode, data)
 
 
 def _fill(entry: Entry, fd: int) -> None:

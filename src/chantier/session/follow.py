@@ -17,8 +17,8 @@ from pathlib import Path
 
 from chantier.errors import CancelledError_, SessionError
 from chantier.kernel.trees import NONE, Trees, trees
-from chantier.values import dataclass
 
+from .rows import entry_at, path_at, time_at, value_at
 from .sync import (
     COARSE_CLOCK,
     COARSE_TICK_NS,
@@ -37,23 +37,12 @@ from .sync import (
     unpack,
     unpack_rows,
 )
-from .types import FilesRequest
+from .types import FilesRequest, Followed
 from .walk import Entry, filter_of, walk
 
 _BATCH = 256  # files that are copied in one call
 _FEW = 16  # files that are not worth a thread
 _OWNER = (0, 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Followed:
-    """`index` is for the next time, None if nothing changed. `changed` are the paths of what is new, other or gone; `digests` are
-    those of the new small files, by path.
-    """
-
-    index: bytes | None
-    changed: Sequence[bytes] = ()
-    digests: dict[bytes, bytes]
 
 
 def follow(
@@ -101,13 +90,13 @@ def _by_entry(
     digests: dict[bytes, bytes] = {}
     before = dict(known or {})
     with Receiver(into, known, changing=changing) as receiver:
-        now = sync(source, request, receiver, on_bytes=on_bytes, on_file=_noting(digests, digest), cancelled=cancelled)
+        now = sync(source, request, receiver, on_bytes=on_bytes, on_file=noting(digests, digest), cancelled=cancelled)
     if not receiver.changed and known is not None:
         return Followed(index=None, digests={})
     return Followed(index=pack(now), changed=differing(before, now), digests=digests)
 
 
-def _noting(digests: dict[bytes, bytes], digest: Callable[[int, bytes], bytes]) -> Callable[[Entry, int, bytes], None]:
+def noting(digests: dict[bytes, bytes], digest: Callable[[int, bytes], bytes]) -> Callable[[Entry, int, bytes], None]:
     """Hash a small file while its bytes are at hand: its copy is root's."""
 
     def note(entry: Entry, _inode: int, data: bytes) -> None:
@@ -170,30 +159,8 @@ class _Bulk:
                 raise CancelledError_ from err
             raise SessionError(f"failed to read {err.filename or '.'}: {(err.strerror or '').lower()}") from err
 
-    def _path(self, offset: int) -> bytes:
-        return self.rows[offset : self.rows.index(b"\0", offset)]
-
     def _time(self, offset: int) -> tuple[str, int]:
-        path = self._path(offset)
-        return os.fsdecode(path), SIGNATURE.unpack_from(self.rows, offset + len(path) + 3)[2]
-
-    def _entry(self, offset: int) -> Entry:
-        path = self._path(offset)
-        at = offset + len(path) + 3
-        size = int.from_bytes(self.rows[at - 2 : at], "little")
-        mode, length, mtime_ns, ctime_ns, ino, rdev, hard = SIGNATURE.unpack_from(self.rows, at)
-        link = os.fsdecode(self.rows[at + SIGNATURE.size : at + size])
-        return Entry(
-            os.fsdecode(path),
-            mode,
-            size=length,
-            mtime_ns=mtime_ns,
-            ctime_ns=ctime_ns,
-            ino=ino,
-            rdev=rdev,
-            hard=bool(hard),
-            link=link,
-        )
+        return os.fsdecode(path_at(self.rows, offset)), time_at(self.rows, offset)
 
     def _change(self, root: int, pairs: Sequence[tuple[int, int]], times: dict[str, int]) -> list[bytes]:
         """Do what differs: directories and all that is special, then small files, then names of these. Gives all paths."""
@@ -215,8 +182,7 @@ class _Bulk:
                 else:
                     odd.append(new)
             if old != NONE:
-                at = old + len(path) + 3
-                known[os.fsdecode(path)] = before[at : at + int.from_bytes(before[at - 2 : at], "little")]
+                known[os.fsdecode(path)] = value_at(before, old)
             changed.append(path)
         with Receiver(self.into, known, changing=self.changing, directories=times) as receiver:
             self._one_by_one(root, receiver, odd)
@@ -231,13 +197,13 @@ class _Bulk:
             for offset in offsets:
                 if self.cancelled():
                     raise CancelledError_
-                entry = self._entry(offset)
+                entry = entry_at(self.rows, offset)
                 try:
                     entry.dir_fd, _ = directories.parent(entry.path)
                 except OSError:  # gone or changed since it was seen
                     entry.xattrs = {}
                 if receiver.want(entry):
-                    note = _noting(self.digests, self.digest)
+                    note = noting(self.digests, self.digest)
                     take(entry, receiver, on_bytes=self.on_bytes, on_file=note, cancelled=self.cancelled)
         finally:
             directories.close()
@@ -252,7 +218,7 @@ class _Bulk:
                 if not done:
                     left.append(offset)
                     continue
-                path = self._path(offset)
+                path = path_at(self.rows, offset)
                 receiver.wrote(os.fsdecode(path))
                 total += SIGNATURE.unpack_from(self.rows, offset + len(path) + 3)[1]
                 if digest:
@@ -277,4 +243,4 @@ class _Bulk:
             yield from zip(starts, pool.map(copy, starts), strict=True)
 
 
-__all__ = ["Followed", "differing", "follow"]
+__all__ = ["Followed", "differing", "follow", "noting"]

@@ -14,17 +14,18 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import groupby, islice, repeat
 from pathlib import Path
 from typing import Any
 
 from chantier.errors import ChantierError, SessionError
-from chantier.kernel import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2, write_all
+from chantier.kernel import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
 from chantier.pb import fsutil_raw_pb2 as pb
 from chantier.values import dataclass
 from chantier.wire import Call, GrpcError
 
+from .contents import Contents
 from .sync import Known, Receiver
 from .threads import in_thread
 from .walk import Entry, from_go_mode, to_go_mode
@@ -34,9 +35,9 @@ _STAT, _REQ, _DATA, _FIN, _ERR = Packet.PACKET_STAT, Packet.PACKET_REQ, Packet.P
 _PIECE = 32 * 1024  # stock receivers count on it
 _BATCH_BYTES = 1 << 20  # read before it is handed to the loop
 _STATS = 512
+_MOST_LINK = 60_000  # its length travels in 16 bits of an index, with a signature
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-_MAX_OPEN = 256
-_FIN_PACKET = Packet(type=_FIN).SerializeToString()
+FIN = Packet(type=_FIN).SerializeToString()
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -58,9 +59,19 @@ def encode_entry(entry: Entry) -> bytes:
 
 
 def decode_entry(sent: pb.Stat) -> Entry:
-    """Raises SessionError for a mode no file has."""
+    """Raises SessionError for what no file has."""
     mode = from_go_mode(sent.mode)
     link = os.fsdecode(sent.linkname)
+    if b"\0" in sent.path:
+        raise SessionError(f"invalid path {os.fsdecode(sent.path)!r} from the client")
+    if b"\0" in sent.linkname or len(sent.linkname) > _MOST_LINK:
+        raise SessionError(
+            f"invalid link of {os.fsdecode(sent.path)!r} from the client: {len(sent.linkname)} bytes {link[:80]!r}"
+        )
+    if sent.size < 0:
+        raise SessionError(f"invalid size {sent.size} of {os.fsdecode(sent.path)!r} from the client")
+    if not (0 <= sent.devmajor < 1 << 12 and 0 <= sent.devminor < 1 << 20):  # makedev(3)
+        raise SessionError(f"invalid device {sent.devmajor}:{sent.devminor} of {os.fsdecode(sent.path)!r} from the client")
     return Entry(
         os.fsdecode(sent.path),
         mode,
@@ -297,7 +308,7 @@ class _Sender:
                 if kind == _REQ:
                     self._outgo.want(packet.ID)
                 elif kind == _FIN:
-                    call.send_nowait(_FIN_PACKET)
+                    call.send_nowait(FIN)
                     return
                 elif kind == _ERR:
                     raise SessionError(f"error from receiver: {packet.data.decode('utf-8', 'replace')}")
@@ -327,22 +338,18 @@ class Intake:
         self._wants = wants
         self._on_bytes = on_bytes
         self._on_stat = on_stat
-        self._on_file = on_file
-        self._whole: dict[int, bytes] = {}  # of open files: their bytes, if one packet had them all
+        self._contents = Contents(receiver, on_file)
         self._count = 0
         self._asked: dict[int, Entry] = {}
         self._ids: dict[str, int] = {}  # of what was asked for, by path
         self._made: set[int] = set()  # files that exist already, for further names of them
-        self._open: dict[int, int] = {}
         self._listed = False
         self._finished = False
         self.known: Known = {}
         self.done = False
 
     def close(self) -> None:
-        for fd in self._open.values():
-            os.close(fd)
-        self._open.clear()
+        self._contents.close()
 
     def take(self, packets: Sequence[Any]) -> list[bytes]:
         """Raises SessionError for what the sender may not send, and for its own errors; OSError for ours."""
@@ -364,7 +371,7 @@ class Intake:
         if self._listed and not self._asked and not self._finished:
             self.known = self._receiver.finish()
             self._finished = True
-            answers.append(_FIN_PACKET)
+            answers.append(FIN)
         if total:
             self._on_bytes(total)
         return answers
@@ -392,7 +399,7 @@ class Intake:
 
     def _make(self, id: int | None) -> None:
         """A file that was asked for has another name, which may come before its bytes."""
-        if id is not None and id not in self._open and id not in self._made:
+        if id is not None and id not in self._contents and id not in self._made:
             os.close(self._receiver.open(self._asked[id]))
             self._made.add(id)
 
@@ -400,25 +407,9 @@ class Intake:
         entry = self._asked.get(id)
         if entry is None:
             raise SessionError(f"invalid file id {id} from the sender")
-        fd = self._open.get(id)
-        if fd is None:
-            if len(self._open) >= _MAX_OPEN:
-                raise SessionError("the sender sends too many files at once")
-            fd = self._receiver.open(entry, again=id in self._made)
-            self._open[id] = fd
-            if self._on_file is not None and len(data) == entry.size and id not in self._made:
-                self._whole[id] = data
-        elif data:
-            self._whole.pop(id, None)
-        if data:
-            write_all(fd, data)
-            return
-        whole = self._whole.pop(id, None)
-        if whole is not None and self._on_file is not None:
-            self._on_file(entry, os.fstat(fd).st_ino, whole)
-        del self._open[id], self._asked[id], self._ids[entry.path]
-        self._made.discard(id)
-        self._receiver.close_file(entry, fd)
+        if self._contents.take(id, entry, data, again=id in self._made):
+            del self._asked[id], self._ids[entry.path]
+            self._made.discard(id)
 
 
 async def receive(call: Call, intake: Intake) -> Known:
@@ -427,22 +418,30 @@ async def receive(call: Call, intake: Intake) -> Known:
     Raises SessionError for the sender's faults and ChantierError for what cannot be written; the sender is told.
     """
     try:
-        while not intake.done:
-            packets = await call.read_many()
-            if not packets:
-                raise SessionError("the sender ended the transfer before it was complete")
-            for answer in await in_thread(intake.take, packets):
-                call.send_nowait(answer)
-            if call.full:
-                await call.room()
+        with telling(call):
+            while not intake.done:
+                packets = await call.read_many()
+                if not packets:
+                    raise SessionError("the sender ended the transfer before it was complete")
+                for answer in await in_thread(intake.take, packets):
+                    call.send_nowait(answer)
+                if call.full:
+                    await call.room()
+    finally:
+        intake.close()
+    return intake.known
+
+
+@contextmanager
+def telling(call: Call) -> Iterator[None]:
+    """The sender is told what fails here. Raises ChantierError instead of OSError."""
+    try:
+        yield
     except (ChantierError, OSError) as err:
         error = err if isinstance(err, ChantierError) else _disk_error(err)
         if not isinstance(err, GrpcError) and call.stream.open_to_write:
             call.send_nowait(encode_error(str(error)))
         raise error from (None if error is err else err)
-    finally:
-        intake.close()
-    return intake.known
 
 
 def _disk_error(err: OSError) -> ChantierError:
@@ -450,4 +449,16 @@ def _disk_error(err: OSError) -> ChantierError:
     return ChantierError(f"failed to write{what}: {(err.strerror or str(err)).lower()}")
 
 
-__all__ = ["Intake", "Outgo", "Packet", "Tree", "decode_entry", "encode_data", "encode_entry", "receive", "send"]
+__all__ = [
+    "FIN",
+    "Intake",
+    "Outgo",
+    "Packet",
+    "Tree",
+    "decode_entry",
+    "encode_data",
+    "encode_entry",
+    "receive",
+    "send",
+    "telling",
+]

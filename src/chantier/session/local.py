@@ -12,6 +12,7 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -20,8 +21,10 @@ from chantier.kernel import write_all
 from chantier.spec import Digest, new_id
 from chantier.values import dataclass
 
+from .follow import follow
 from .sync import Receiver, look, sync
-from .types import Credentials, FileSink, FilesRequest, KnowingSink, SentTree, Stream
+from .threads import in_thread
+from .types import Credentials, FileSink, FilesRequest, Followed, KnowingSink, SentTree, Stream
 
 MAX_SECRET = 512_000
 _CHUNK = 1 << 20
@@ -148,6 +151,32 @@ class LocalSession:
                 return sync(source, request, receiver, on_bytes=on_bytes, compare_inodes=False)
 
         return await asyncio.to_thread(work)
+
+    async def follow(
+        self,
+        request: FilesRequest,
+        into: Path,
+        index: bytes | None,
+        *,
+        digest: Callable[[int, bytes], bytes],
+        changing: Callable[[], None],
+        on_bytes: Callable[[int], None] = lambda _n: None,
+    ) -> Followed:
+        source = self.directory(request.name)
+        assert source is not None
+        return await in_thread(
+            partial(
+                follow,
+                source,
+                request,
+                into,
+                index,
+                digest=digest,
+                changing=changing,
+                on_bytes=on_bytes,
+                cancelled=lambda: False,
+            )
+        )
 
     # -- secrets, credentials, agents
 

@@ -10,17 +10,21 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
 from chantier.errors import ChantierError, NotFoundError, SessionError, SessionLostError, UnsupportedError, UsageError
+from chantier.kernel.trees import trees
 from chantier.pb import auth_pb2, content_pb2, control_pb2, daemon_pb2, filesync_pb2, health_pb2, secrets_pb2, ssh_pb2, upload_pb2
 from chantier.wire import Channel, ClientCall, GrpcError, Limits, Metadata, ServerCall, Tunnel, client_endpoint
 
 from . import content
+from .follow import Followed, differing, noting
 from .fsutil import Intake, Outgo, Packet, Tree, receive, send
-from .sync import Known, Receiver, look
+from .intake import BulkIntake, receive_bulk
+from .sync import Known, Receiver, look, pack, rows_of, unpack, unpack_rows
 from .threads import in_thread
 from .types import Credentials, FileSink, FilesRequest, SentTree, Stream
 from .walk import Entry, walk
@@ -94,12 +98,15 @@ class RemoteSession:
         on_bytes: Callable[[int], None] = lambda _n: None,
         on_stat: Callable[[bytes], None] | None = None,
         on_file: Callable[[Entry, int, bytes], None] | None = None,
+        changing: Callable[[], None] = lambda: None,
     ) -> Known:
-        """`known` is what is there (see `sync.look`), if the caller knows; `wants` leaves contents out. Gives what is there now."""
+        """`known` is what is there (see `sync.look`), if the caller knows; `wants` leaves contents out; `changing` is called before
+        the first change. Gives what is there now.
+        """
         self.directory(request.name)
         if known is None:
             known = await in_thread(look, into)
-        receiver = await in_thread(Receiver, into, known)
+        receiver = await in_thread(partial(Receiver, into, known, changing=changing))
         try:
             intake = Intake(receiver, wants=wants, on_bytes=on_bytes, on_stat=on_stat, on_file=on_file)
             async with self.channel.stream(_FILES, Packet, metadata=_files_metadata(request)) as call:
@@ -111,6 +118,66 @@ class RemoteSession:
             raise self._failed(err) from err
         finally:
             receiver.__exit__(None, None, None)
+
+    async def follow(
+        self,
+        request: FilesRequest,
+        into: Path,
+        index: bytes | None,
+        *,
+        digest: Callable[[int, bytes], bytes],
+        changing: Callable[[], None],
+        on_bytes: Callable[[int], None] = lambda _n: None,
+    ) -> Followed:
+        self.directory(request.name)
+        library = trees()
+        if library is None:
+            return await self._by_entry(request, into, index, digest, changing, on_bytes)
+
+        def start() -> BulkIntake:
+            before = unpack_rows(index)
+            if before is None or library.compare(before, b"") is None:
+                before = rows_of(look(into))
+            return BulkIntake(library, into, before, digest=digest, changing=changing, on_bytes=on_bytes)
+
+        intake = await in_thread(start)
+        try:
+            async with self.channel.stream(_FILES, Packet, metadata=_files_metadata(request)) as call:
+                followed = await receive_bulk(call, intake)
+                call.close_send()
+                await _end(call)
+                return followed
+        except GrpcError as err:
+            raise self._failed(err) from err
+        finally:
+            intake.close()
+
+    async def _by_entry(
+        self,
+        request: FilesRequest,
+        into: Path,
+        index: bytes | None,
+        digest: Callable[[int, bytes], bytes],
+        changing: Callable[[], None],
+        on_bytes: Callable[[int], None],
+    ) -> Followed:
+        known = unpack(index)
+        if known is None:
+            known = await in_thread(look, into)
+        digests: dict[bytes, bytes] = {}
+        changed = not known
+
+        def begin() -> None:
+            nonlocal changed
+            changed = True
+            changing()
+
+        now = await self.receive(
+            request, into, known=dict(known), on_bytes=on_bytes, on_file=noting(digests, digest), changing=begin
+        )
+        if not changed:
+            return Followed(index=None, digests={})
+        return Followed(index=pack(now), changed=differing(known, now), digests=digests)
 
     # -- secrets, credentials, agents
 

@@ -52,7 +52,11 @@ def signature(entry: Entry) -> bytes:
 
 
 def pack(known: Known) -> bytes:
-    return pack_rows(b"".join(os.fsencode(path) + b"\0" + len(v).to_bytes(2, "little") + v for path, v in known.items()))
+    return pack_rows(rows_of(known))
+
+
+def rows_of(known: Known) -> bytes:
+    return b"".join(os.fsencode(path) + b"\0" + len(v).to_bytes(2, "little") + v for path, v in known.items())
 
 
 def unpack(data: bytes | None) -> Known | None:
@@ -456,6 +460,7 @@ __all__ = [
     "pack",
     "pack_rows",
     "row",
+    "rows_of",
     "signature",
     "sync",
     "take",

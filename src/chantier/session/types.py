@@ -74,6 +74,17 @@ class Stream(Protocol):
     async def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """`index` is for the next time, None if nothing changed. `changed` are the paths of what is new, other or gone; `digests` are
+    those of the new small files, by path.
+    """
+
+    index: bytes | None
+    changed: Sequence[bytes] = ()
+    digests: dict[bytes, bytes]
+
+
 class Session(Protocol):
     id: str
     shared_key: str  # the same for two builds of one directory by one user; local sources are reused by it
@@ -99,6 +110,18 @@ class Session(Protocol):
         of files out, `on_bytes` counts what is transferred, `on_stat` is given each entry as fsutil's Stat,
         `on_file` may be given the bytes of files as they come, with their inodes. Gives what is there now, for the next call.
         """
+
+    async def follow(
+        self,
+        request: FilesRequest,
+        into: Path,
+        index: bytes | None,
+        *,
+        digest: Callable[[int, bytes], bytes],
+        changing: Callable[[], None],
+        on_bytes: Callable[[int], None] = lambda _n: None,
+    ) -> Followed:
+        """`receive` for a tree that is kept: `into` is as it was when `index` was given (None: empty). As `session.follow.follow`."""
 
     async def secret(self, id: str) -> bytes | None: ...
 

@@ -75,6 +75,19 @@ class Call:
                 return []
             await self._news()
 
+    async def read_framed(self, most: int) -> bytes:
+        """Whole messages as they came, each with its prefix (a byte 0, its size in 4): at least one, until they are `most` bytes or
+        more; empty at the end. For those who read many small ones in one go. Raises GrpcError.
+        """
+        while True:
+            found = self._reader.framed(most)
+            if found or self._stopped:
+                return found
+            if self._drained():
+                self._at_end()
+                return b""
+            await self._news()
+
     def stop_reading(self) -> None:
         """For whoever reads, this is the end."""
         self._stopped = True
@@ -140,6 +153,13 @@ class Call:
             raise self._cannot_send()
         self._before_first()
         self.stream.write(message if type(message) is bytes else message.SerializeToString())
+
+    def send_framed(self, messages: bytes) -> None:
+        """As `send_nowait`, messages that have their prefixes."""
+        if not self.stream.open_to_write:
+            raise self._cannot_send()
+        self._before_first()
+        self.stream.write_framed(messages)
 
     @property
     def full(self) -> bool:

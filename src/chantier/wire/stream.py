@@ -96,6 +96,12 @@ class Stream:
         self.out_bytes += PREFIX_BYTES + len(message)
         self.conn.ready_to_send(self)
 
+    def write_framed(self, messages: bytes) -> None:
+        """Queue gRPC messages that have their prefixes."""
+        self.out.append(messages)
+        self.out_bytes += len(messages)
+        self.conn.ready_to_send(self)
+
     def end(self, trailers: bytes | None = None) -> None:
         """Nothing more comes from this side; `trailers` is a header block. Goes out after what is queued."""
         if self.open_to_write:
@@ -211,6 +217,33 @@ class MessageReader:
                 self._wanted = PREFIX_BYTES
             if not self._more():
                 return None
+
+    def framed(self, most: int) -> bytes:
+        """Whole messages, as they came, with their prefixes: those that are there, until they are `most` bytes or more. Empty if
+        there is none: see `next`. Raises GrpcError.
+        """
+        while True:
+            data, at = self._data, self._at
+            end, have = at, len(data)
+            while have - end >= PREFIX_BYTES and end - at < most:
+                flag, size = _PREFIX.unpack_from(data, end)
+                after = end + PREFIX_BYTES + size
+                if flag or size > self._limit or after > have:
+                    break
+                end = after
+            if end > at:
+                self._at = end
+                self._settle(end - at)
+                return bytes(data[at:end])
+            self._wanted = PREFIX_BYTES
+            if have - at >= PREFIX_BYTES:
+                size = _PREFIX.unpack_from(data, at)[1]
+                if size > self._limit or at + PREFIX_BYTES + size <= have:  # too large, or compressed
+                    message = self.next()
+                    return b"" if message is None else _PREFIX.pack(0, len(message)) + message
+                self._wanted += size
+            if not self._more():
+                return b""
 
     def _more(self) -> bool:
         """Gather until a whole message is there, so that a large one is joined once."""
