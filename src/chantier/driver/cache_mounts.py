@@ -17,6 +17,7 @@ from chantier.values import dataclass
 
 if TYPE_CHECKING:
     from .builder import Builder
+    from .node import Driver
 
 _TAG = "latest"
 
@@ -118,9 +119,9 @@ class _Directory:
 class _Node:
     """A daemon's, behind a builder's node."""
 
-    def __init__(self, builder: Builder, number: int) -> None:
+    def __init__(self, builder: Builder, driver: Driver) -> None:
         self._builder = builder
-        self._driver = builder.drivers[number]
+        self._driver = driver
 
     async def cache_mounts(self) -> Sequence[Mapping[str, Any]]:
         from chantier.progress import Silent
@@ -143,7 +144,7 @@ class _Node:
 
 
 def cache_mounts_of(builder: Builder) -> CacheMounts:
-    return CacheMounts([_Node(builder, number) for number in range(len(builder.drivers))])
+    return CacheMounts([_Node(builder, driver) for driver in builder.drivers])
 
 
 def _moved(raw: Mapping[str, Any]) -> Moved:
