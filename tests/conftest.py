@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from chantier.store.root import mount_points
+from chantier.kernel.mounts import mount_points
 
 IN_CI = os.environ.get("CI", "") not in ("", "0", "false")
 settings.register_profile("busy", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])

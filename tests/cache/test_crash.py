@@ -20,8 +20,8 @@ from cache_parts import Home
 from crash_scenario import FETCHER, WANT, scenario
 
 from chantier.cache.check import check
+from chantier.kernel.mounts import mount_points
 from chantier.kernel.trace import STORE_POINTS, install
-from chantier.store.root import mount_points
 
 pytestmark = pytest.mark.root
 

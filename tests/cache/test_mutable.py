@@ -15,8 +15,8 @@ from cache_parts import Home, read, write
 
 from chantier.cache.check import check
 from chantier.errors import CancelledError_, NotFoundError, StoreError, UsageError
+from chantier.kernel.mounts import mount_points
 from chantier.store import Policy
-from chantier.store.root import mount_points
 
 pytestmark = pytest.mark.root
 

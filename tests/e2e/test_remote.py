@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from chantier.store.root import mount_points
+from chantier.kernel.mounts import mount_points
 
 from ..conftest import Command, Done, RealRegistry, free_port
 from ..daemon.conftest import Chantierd, _starter, _stop_all

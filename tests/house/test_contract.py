@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     # floor 3, Doors
     "daemon": {"progress", "record", "spec", "pb", "wire", "session", "engine", "config", "llb", "display", "kernel"},
-    "client": {"progress", "record", "spec", "llb", "pb", "wire", "session"},
+    "client": {"progress", "record", "spec", "llb", "pb", "wire", "session", "kernel"},
     "display": {"spec", "progress"},
     "driver": {"record", "client", "config", "kernel", "llb", "pb", "progress", "registry", "session", "spec", "wire"},
     "bake": {"spec", "client"},

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from chantier.errors import CancelledError_, StoreError
+from chantier.kernel.mounts import mount_points
 from chantier.spec import digest_of
 from chantier.store import Root
-from chantier.store.root import mount_points
 
 CHILD = """
 import sys, time

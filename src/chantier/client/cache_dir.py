@@ -8,12 +8,12 @@ whoever asks for the build.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chantier.errors import ChantierError, UsageError
+from chantier.kernel.temporary import write_whole
 from chantier.spec import OCI_INDEX, Digest, Manifest, parse_manifest
 
 if TYPE_CHECKING:
@@ -78,15 +78,9 @@ def name_cache(directory: Path, descriptor: Mapping[str, Any], tag: str) -> None
     kept = [one for one in index["manifests"] if (one.get("annotations") or {}).get(REF_NAME) != tag]
     index["manifests"] = [*kept, {**descriptor, "annotations": {**(descriptor.get("annotations") or {}), REF_NAME: tag}}]
     path = directory / "index.json"
-    part = path.with_name(f".index.json.{os.getpid()}")
     try:
-        with part.open("w") as file:
-            json.dump(index, file, separators=(",", ":"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        write_whole(path, json.dumps(index, separators=(",", ":")).encode(), sync=True)
     except OSError as err:
-        part.unlink(missing_ok=True)
         raise ChantierError(f"failed to write {path}: {(err.strerror or str(err)).lower()}") from err
 
 

@@ -22,6 +22,7 @@ from .parse import parse_annotations, parse_csv_fields, parse_host, parse_tag, p
 from .request import BuildRequest, Secret, Ssh
 
 if TYPE_CHECKING:
+    from chantier.kernel.temporary import TemporaryDirectory
     from chantier.pb import ops_pb2 as pb
 
 CALLS = {
@@ -91,7 +92,7 @@ class Offer:
     secrets: tuple[Secret, ...] = ()
     ssh: tuple[Ssh, ...] = ()
     layouts: Mapping[str, Path] = field(default_factory=dict)  # content stores by id: OCI layouts on disk
-    scratch: tuple[Path, ...] = ()  # directories made for this build: to be removed by whoever serves the session
+    scratch: tuple[TemporaryDirectory, ...] = ()  # made for this build: `cleanup` is for whoever serves the session
     allow_delete: bool = False
     logins: Mapping[str, Credentials] = field(default_factory=dict)
 
@@ -118,14 +119,12 @@ def prepare(
     `default_output` is the type of what a build makes that names no output: "image", "docker" (loaded) or nothing. `save`
     opens images of the local container engine, for contexts `docker-daemon:NAME`.
     """
-    scratch: list[Path] = []
+    scratch: list[TemporaryDirectory] = []
     try:
         return _prepare(request, stdin, env, scratch, save, stdout_is_tty=stdout_is_tty, default_output=default_output)
     except BaseException:
-        import shutil
-
         for folder in scratch:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.cleanup()
         raise
 
 
@@ -133,7 +132,7 @@ def _prepare(
     request: BuildRequest,
     stdin: Callable[[], BinaryIO],
     env: Mapping[str, str] | None,
-    scratch: list[Path],
+    scratch: list[TemporaryDirectory],
     save: Save | None,
     *,
     stdout_is_tty: bool,
@@ -286,14 +285,15 @@ def _named_context(name: str, value: str, directories: dict[str, Path], layouts:
     return f"local:{mount}"
 
 
-def _archive(value: str, layouts: dict[str, Path], scratch: list[Path], save: Save | None) -> str:
+def _archive(value: str, layouts: dict[str, Path], scratch: list[TemporaryDirectory], save: Save | None) -> str:
     """An image in an archive, unpacked to a layout that the session offers."""
-    import tempfile
+    from chantier.kernel.temporary import TemporaryDirectory
 
     from .archives import open_archive
 
-    folder = Path(tempfile.mkdtemp(prefix="chantier-image-"))
-    scratch.append(folder)
+    made = TemporaryDirectory("image")
+    scratch.append(made)
+    folder = Path(made.name)
     digest = open_archive(value, folder, save)
     id = new_id()
     layouts[id] = folder

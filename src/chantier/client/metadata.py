@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import base64
 import json
-import os
+from pathlib import Path
 from typing import Any
+
+from chantier.kernel.temporary import write_whole
 
 from .provenance import metadata_values
 from .request import BuildResult
@@ -24,17 +26,8 @@ def write_metadata(path: str, result: BuildResult, *, place: str = "embedded/emb
 
 
 def write_text(path: str, text: str) -> None:
-    """Mode 0644, by a temporary file beside it and a rename."""
-    temporary = f"{path}.tmp{os.getpid()}"
-    try:
-        with open(temporary, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+    """Mode 0644, and whole or not at all."""
+    write_whole(Path(path), text.encode(), mode=0o644, exact=True)
 
 
 def _decoded(value: str) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 
 from chantier.config import parse
 from chantier.errors import ConfigError, UsageError
+from chantier.kernel.temporary import TemporaryDirectory
 
 from . import gotoml
 from .certificate import check_config, place, raise_all
@@ -82,7 +82,7 @@ def _take(files: dict[str, bytes], folder: str, path: str, kind: str) -> str:
 @contextmanager
 def unpacked(files: Mapping[str, bytes]) -> Iterator[str]:
     """The config's text with paths of this machine, where its certificates lie while the context lasts; nobody else reads them."""
-    with tempfile.TemporaryDirectory(prefix="chantier-certs-") as directory:
+    with TemporaryDirectory("certs") as directory:
         for name, data in files.items():
             if name != CONFIG_NAME:
                 check_path(name)

@@ -34,10 +34,8 @@ def open_session(offer: Offer, env: Mapping[str, str], stack: ExitStack) -> Loca
             outputs.append(sys.stdout.buffer)
         else:
             outputs.append(Path(output.dest) if output.dest else None)
-    if offer.scratch:
-        import shutil
     for folder in offer.scratch:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(folder.cleanup)
     uploads = {}
     if offer.context.upload is not None:
         id, stream, head = offer.context.upload

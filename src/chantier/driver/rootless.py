@@ -13,7 +13,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from chantier.config import Config, dump, find, load
 from chantier.errors import ChantierError, UnsupportedError
 from chantier.kernel import userns
+from chantier.kernel.temporary import TemporaryDirectory
 from chantier.progress import Reporter, step
 from chantier.wire import ByteStream, dial
 
@@ -51,7 +51,7 @@ class Rootless(Driver):
         self.config: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._life = -1
-        self._place: tempfile.TemporaryDirectory[str] | None = None
+        self._place: TemporaryDirectory | None = None
         self._starting: asyncio.Lock | None = None
 
     @property
@@ -77,7 +77,7 @@ class Rootless(Driver):
 
     def _start(self) -> bytes:
         """Start it. Returns what it says will not work, a line each."""
-        self._place = tempfile.TemporaryDirectory(prefix="chantier-", dir=self.env.get("XDG_RUNTIME_DIR") or None)
+        self._place = TemporaryDirectory("engine", base=self.env.get("XDG_RUNTIME_DIR") or None)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         ends, self._life = os.pipe()
         notes, say = os.pipe()
@@ -178,12 +178,12 @@ class RootlessBuilder(Builder):
         self.heading = "building with the embedded engine"
         self.title = _NAME
         self.without_output = ""
-        self._kept: tempfile.TemporaryDirectory[str] | None = None
+        self._kept: TemporaryDirectory | None = None
         (driver,) = self.drivers
         assert isinstance(driver, Rootless)
         driver.root = os.fspath(root) if root is not None else ""
         if isinstance(config, Config):
-            self._kept = tempfile.TemporaryDirectory(prefix="chantier-config-")
+            self._kept = TemporaryDirectory("config")
             driver.config = Path(self._kept.name) / "chantierd.toml"
             driver.config.write_text(dump(config), encoding="utf-8")
             self.config = config

@@ -6,14 +6,16 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from chantier.errors import UsageError
+from chantier.kernel.temporary import TemporaryDirectory
 
 _LIMIT_S = 20.0
+_UNTIL_WE_END = "read _; kill $SSH_AGENT_PID"
+"""What the agent serves: the end of its standard input is ours, however we end, and then no key stays in memory."""
 
 
 @contextmanager
@@ -25,10 +27,16 @@ def agent_for(id: str, paths: Sequence[str]) -> Iterator[Path]:
             raise UsageError(f"invalid ssh agent {id}: a socket cannot be combined with other sockets or keys")
         yield Path(paths[0])
         return
-    with tempfile.TemporaryDirectory(prefix="chantier-ssh-") as directory:
+    with TemporaryDirectory("ssh") as directory:
         socket = Path(directory) / "agent"
         try:
-            agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            agent = subprocess.Popen(
+                ["ssh-agent", "-a", str(socket), "sh", "-c", _UNTIL_WE_END],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for this process alone
+            )
         except FileNotFoundError as err:
             raise UsageError("keys were given with --ssh, but ssh-agent is not installed", hint="install openssh-client") from err
         try:
@@ -37,7 +45,8 @@ def agent_for(id: str, paths: Sequence[str]) -> Iterator[Path]:
                 _add(path, socket)
             yield socket
         finally:
-            agent.terminate()
+            assert agent.stdin is not None
+            agent.stdin.close()
             agent.wait()
 
 

@@ -18,13 +18,14 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from chantier.errors import ChantierError, NotFoundError
+from chantier.kernel import write_all
+from chantier.kernel.temporary import NewFile
 from chantier.kernel.trace import point
 from chantier.spec import dumps
 
@@ -196,18 +197,19 @@ class Store:
 
     def _write(self, path: Path, data: bytes, *, mode: int = 0o600) -> None:
         self._mkdir(path.parent)
-        fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        file = NewFile(path, 0o600)
         try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, mode)
-            self._chown(Path(temporary))
+            write_all(file.fd, data)
+            os.fchmod(file.fd, mode)
+            if self._owner is not None:
+                with suppress(OSError):
+                    os.fchown(file.fd, *self._owner)
             point("builder.written")
-            os.replace(temporary, path)
-            point("builder.named")
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            file.drop()
             raise
+        file.take()
+        point("builder.named")
 
     def _mkdir(self, path: Path) -> None:
         missing = []

@@ -19,6 +19,7 @@ from typing import Any
 from chantier.config import Config
 from chantier.errors import ChantierError, UnsupportedError
 from chantier.kernel import userns
+from chantier.kernel.temporary import TemporaryDirectory
 from chantier.values import asdict, dataclass
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
@@ -135,7 +136,7 @@ def _overlay(asked: _Asked) -> list[Finding]:
 
     wanted = asked.config.worker_oci.snapshotter
     fix = "put the state on ext4, XFS or Btrfs with --root; an ordinary user needs Linux 5.11 or later"
-    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=_existing(asked.root), ignore_cleanup_errors=True) as place:
+    with TemporaryDirectory("doctor", base=_existing(asked.root)) as place:
         try:
             choice = choose(wanted, Path(place))
             works = choice.name != "overlayfs" or overlay_works(Path(place))
@@ -227,7 +228,7 @@ def _runtime(asked: _Asked) -> list[Finding]:
         await runtime.close()
         return getattr(runtime, "binary", "") or "the native sandbox"
 
-    with tempfile.TemporaryDirectory(prefix="chantier-doctor-", ignore_cleanup_errors=True) as name:
+    with TemporaryDirectory("doctor") as name:
         try:
             found = asyncio.run(trial(Path(name)))
         except ChantierError as err:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import stat
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from .files import is_ours
+from .temporary import TemporaryDirectory
 
 _COMPILERS = ("cc", "gcc", "clang", "musl-gcc")
 _COMPILE_S = 120.0
@@ -24,11 +25,6 @@ def caches() -> list[Path]:
     """Where what is compiled may be kept for all engines of this user, in the order of trial. Look at `is_ours` of what is there."""
     own = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "chantier")
     return [Path("/var/cache/chantier"), own] if os.geteuid() == 0 else [own]
-
-
-def is_ours(info: os.stat_result) -> bool:
-    """Whether nobody else can have put a file or directory there, or can change it."""
-    return info.st_uid == os.geteuid() and not stat.S_ISLNK(info.st_mode) and not info.st_mode & 0o022
 
 
 def compiled(
@@ -55,7 +51,7 @@ def compiled(
         raise CompileError
     cache.mkdir(mode=0o755, parents=True, exist_ok=True)
     said = ""
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".build-") as work:
+    with TemporaryDirectory("build", base=cache) as work:
         fresh = Path(work) / name
         for how in variants:
             command = [compiler, *flags, *how, "-o", os.fspath(fresh), os.fspath(source)]

@@ -191,6 +191,11 @@ def _empty(fd: int, top: int, depth: int) -> bool:
     return moved
 
 
+def is_ours(info: os.stat_result) -> bool:
+    """Whether nobody else can have put a file or directory there, or can change it."""
+    return info.st_uid == os.geteuid() and not stat.S_ISLNK(info.st_mode) and not info.st_mode & 0o022
+
+
 def is_whiteout(info: os.stat_result) -> bool:
     """Whether an entry of an overlay's layer hides the name below it: a character device 0:0."""
     return info.st_rdev == WHITEOUT_DEV and info.st_mode & 0o170000 == 0o020000

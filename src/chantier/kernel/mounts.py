@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 from . import libc
+from .files import remove_tree
 from .namespaces import CLONE_FS, apart, unshare
 
 # sys/mount.h
@@ -270,3 +273,38 @@ def in_directory(directory: str, action: Any) -> None:
         action()
 
     apart(body)
+
+
+def mount_points(below: Path) -> list[str]:
+    """Mount points at or below a directory in this mount namespace, deepest first; links on the way to it are followed."""
+    prefix = os.path.realpath(below)
+    found = []
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            # proc(5): field 5, with space, tab, newline and backslash as octal escapes
+            target = os.fsdecode(line.split(b" ")[4].decode("unicode_escape").encode("latin-1"))
+            if target == prefix or target.startswith(prefix + "/"):
+                found.append(target)
+    return sorted(found, key=len, reverse=True)
+
+
+def remove_unmounted(path: Path) -> bool:
+    """Unmount all below a directory, then delete it, as far as that can be done; whether nothing is mounted there.
+
+    What cannot be unmounted keeps the directory: it is never deleted through.
+    """
+    if not os.path.lexists(path):
+        return True
+    for target in mount_points(path):
+        with suppress(OSError):  # busy elsewhere: looked at again below
+            umount(target, MNT_DETACH | UMOUNT_NOFOLLOW)
+    if mount_points(path):
+        return False
+    try:
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError:  # one file in it resists: the others go
+        shutil.rmtree(path, ignore_errors=True)
+    return True

@@ -20,10 +20,10 @@ from bisect import insort
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from chantier.errors import CancelledError_, ChantierError, DiskFullError, NotFoundError
 from chantier.kernel import copy_file, in_user_namespace, is_whiteout, open_in_root, resolve_in_root, write_all
+from chantier.kernel.temporary import TemporaryDirectory
 from chantier.kernel.trees import trees
 from chantier.spec.glob import base_name, compile_glob, has_wildcards, split_wildcards
 from chantier.spec.patterns import Filter, Parents, clean
@@ -98,9 +98,7 @@ def copy_tree(
                 return
             if src.strip("/."):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "lstat " + src)
-            source = Path(
-                stack.enter_context(TemporaryDirectory(prefix="chantier-empty-"))
-            )  # the root is there, with nothing in it
+            source = Path(stack.enter_context(TemporaryDirectory("empty")))  # the root is there, with nothing in it
             source.chmod(0o755)
         source_fd = _open_root(source)
         stack.callback(os.close, source_fd)

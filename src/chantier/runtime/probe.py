@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chantier.errors import UnsupportedError
+from chantier.kernel.temporary import write_whole
 from chantier.spec import new_id
 from chantier.values import dataclass, replace
 
@@ -199,9 +200,7 @@ def _remembered(root: Path, path: str, host: Host, kind: str = "") -> Verdict | 
 
 def _remember(root: Path, path: str, host: Host, verdict: Verdict, kind: str = "") -> None:
     known = {**_read(root), _key(path, host, kind): {"seccomp": verdict.seccomp}}
-    fresh = root / f"{_FILE}.{os.getpid()}"
-    fresh.write_text(json.dumps(known, indent=1), encoding="utf-8")
-    os.replace(fresh, root / _FILE)
+    write_whole(root / _FILE, json.dumps(known, indent=1).encode())
 
 
 __all__ = ["CANDIDATES", "NATIVE", "Verdict", "probe", "tiny_program"]

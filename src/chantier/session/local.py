@@ -9,7 +9,6 @@ import os
 import secrets as random
 import shutil
 import stat
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO, Protocol
 
 from chantier.errors import ChantierError, NotFoundError, SessionError, UsageError
 from chantier.kernel import write_all
+from chantier.kernel.temporary import NewFile, TemporaryDirectory
 from chantier.spec import Digest, new_id
 from chantier.values import dataclass
 
@@ -84,7 +84,7 @@ class LocalSession:
         self._layouts = dict(layouts or {})
         self._allow_delete = allow_delete
         self._env = env
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: TemporaryDirectory | None = None
         self.shared_key = self._shared_key(shared_base)
 
     def _shared_key(self, base: str) -> str:
@@ -117,7 +117,7 @@ class LocalSession:
 
     def _materialise(self, name: str) -> Path:
         if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="chantier-session-")
+            self._scratch = TemporaryDirectory("session")
         root = Path(self._scratch.name) / hashlib.sha256(name.encode()).hexdigest()[:16]
         if not root.exists():
             root.mkdir()
@@ -391,7 +391,7 @@ class _SocketStream:
 
 
 class _PathSink:
-    """Writes beside the destination and takes its place at the end."""
+    """Writes a file that takes the destination's place at the end."""
 
     def __init__(self, target: Path) -> None:
         self._target = target
@@ -399,15 +399,14 @@ class _PathSink:
             raise UsageError(f"destination file {target} is a directory")
         # A device or a pipe cannot be replaced: it is written to.
         special = target.exists() and not target.is_file()
+        self._file: NewFile | None = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             if special:
-                self._fd, self._temporary = os.open(target, os.O_WRONLY | os.O_CLOEXEC), None
+                self._fd = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
             else:
-                self._fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-                self._temporary = Path(name)
-                umask = _umask()
-                os.fchmod(self._fd, 0o666 & ~umask)
+                self._file = NewFile(target)
+                self._fd = self._file.fd
         except OSError as err:
             raise ChantierError(f"failed to write {target}: {(err.strerror or '').lower()}") from err
 
@@ -424,15 +423,17 @@ class _PathSink:
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
-        os.close(self._fd)
-        if self._temporary is not None:
-            os.replace(self._temporary, self._target)
+        if self._file is not None:
+            self._file.take()
+        else:
+            os.close(self._fd)
 
     async def abort(self) -> None:
-        with suppress(OSError):
-            os.close(self._fd)
-        if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.drop()
+        else:
+            with suppress(OSError):
+                os.close(self._fd)
 
 
 class _StreamSink:
@@ -448,20 +449,6 @@ class _StreamSink:
     async def abort(self) -> None:
         with suppress(OSError):
             self._stream.flush()
-
-
-def _umask() -> int:
-    """This process's umask, read without changing it for other threads (proc(5), `Umask`)."""
-    with suppress(OSError), open("/proc/self/status") as file:
-        return _field(file, "Umask:")
-    return 0o022
-
-
-def _field(lines: Iterable[str], name: str) -> int:
-    for line in lines:
-        if line.startswith(name):
-            return int(line.split()[1], 8)
-    return 0o022
 
 
 __all__ = ["LocalSession", "SecretSource", "Target"]

@@ -12,7 +12,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from chantier.errors import StoreError
+from chantier.kernel.mounts import remove_unmounted
 from chantier.kernel.trace import point
 from chantier.spec import new_id
 
@@ -290,36 +290,9 @@ def _set_aside(database: Path) -> Path:
     return kept
 
 
-def mount_points(below: Path) -> list[str]:
-    """Mount points at or below a directory in this mount namespace, deepest first."""
-    prefix = os.fspath(below)
-    found = []
-    with open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            # proc(5): field 5, with space, tab, newline and backslash as octal escapes
-            target = os.fsdecode(line.split(b" ")[4].decode("unicode_escape").encode("latin-1"))
-            if target == prefix or target.startswith(prefix + "/"):
-                found.append(target)
-    return sorted(found, key=len, reverse=True)
-
-
 def _remove_unmounted(path: Path) -> None:
-    """Unmount all below a directory, then delete it. What cannot be unmounted keeps the directory: it is never deleted through."""
-    if not os.path.lexists(path):
-        return
-    for target in mount_points(path):
-        from chantier import kernel
-
-        with contextlib.suppress(OSError):  # busy elsewhere: looked at again below
-            kernel.umount(target, kernel.MNT_DETACH)
-    if mount_points(path):
+    if not remove_unmounted(path):
         _log.warning("%s is kept: something is still mounted below it", path)
-        return
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
 
 
-__all__ = ["Lease", "Root", "database_trouble", "mount_points"]
+__all__ = ["Lease", "Root", "database_trouble"]
