@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,15 +16,18 @@ import pytest
 from chantier.errors import UnsupportedError
 from chantier.runtime import Container, Native, Process
 from chantier.runtime.native import find_helper
+from chantier.runtime.places import recover
 from chantier.spec import new_id
+
+from .conftest import eventually
 
 pytestmark = pytest.mark.root
 ENV = ("PATH=/bin",)
 
 
-def children() -> set[int]:
+def children(pid: int | str = "self") -> set[int]:
     found: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
+    for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(FileNotFoundError):  # a thread that has just ended
             found.update(map(int, (task / "children").read_text().split()))
     return found
@@ -151,3 +156,60 @@ def test_the_helper_is_compiled_once_for_all_roots_where_only_we_can_write(tmp_p
     with pytest.raises(UnsupportedError, match="can be kept in none of"):
         find_helper((tmp_path / "file",), "c")
     assert find_helper((tmp_path / "file",)).kind == "python"
+
+
+_ENGINE = """
+import asyncio, sys
+from pathlib import Path
+from chantier.runtime import Container, Native, Process
+
+async def main(executor, rootfs):
+    runtime = Native(Path(executor))
+    process = Process(args=("sh", "-c", "echo ready; sleep 600"), env=("PATH=/bin",), cwd="/")
+    await runtime.run(Container(id="x", rootfs=Path(rootfs), process=process), output=lambda _s, d: print(d.decode(), end="", flush=True))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not Path("/sys/fs/cgroup/devices").is_dir(), reason="cgroup v1 only: on v2 an engine has no group of its own")
+def test_an_engine_on_another_state_removes_the_group_of_one_that_was_killed(rootfs: Path, tmp_path: Path) -> None:
+    def groups() -> set[str]:
+        return {entry.name for entry in Path("/sys/fs/cgroup/devices/buildkit").glob("engine-*")}
+
+    def its_own(pid: int) -> str:
+        """The group that its helper, the only child, sits in."""
+        (helper,) = children(pid)
+        (line,) = (line for line in Path(f"/proc/{helper}/cgroup").read_text().splitlines() if ":devices:" in line)
+        return os.path.basename(line)
+
+    async def run_one(executor: Path) -> None:
+        runtime = Native(executor)
+        try:
+            assert (await runtime.run(container(rootfs, "true"), output=lambda *_: None)).code == 0
+        finally:
+            await runtime.close()
+
+    command = [sys.executable, "-c", _ENGINE]
+    with subprocess.Popen([*command, tmp_path / "dead", rootfs], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            group = its_own(process.pid)
+            assert group in groups()
+            asyncio.run(run_one(tmp_path / "other"))
+            assert group in groups()  # it lives
+        finally:
+            process.kill()
+            process.wait()
+
+    def is_empty() -> bool:
+        try:
+            return not Path(f"/sys/fs/cgroup/devices/buildkit/{group}/cgroup.procs").read_text()
+        except OSError:  # an engine of somebody else's has removed it
+            return True
+
+    assert eventually(is_empty)  # the helper and the step end with the engine
+    asyncio.run(run_one(tmp_path / "other"))
+    assert eventually(lambda: group not in groups())  # or somebody else's is about to
+    recover(tmp_path / "dead")

@@ -26,6 +26,8 @@ from chantier.runtime.delegation import Delegation
 from chantier.runtime.places import end_groups
 from chantier.values import dataclass
 
+from .held import make_held, remove_unheld
+
 _DEFAULT_RULES = (
     "c *:* m",
     "b *:* m",
@@ -69,33 +71,41 @@ class Hierarchy:
         self.base = base
         self.delegated = delegated
         self._name = name
+        self._held = -1
         self.shared: tuple[str, ...] = ()
         self.devices = ""
 
     def open(self) -> None:
-        """Make the engine's own group, where the helper will sit. Nothing where it may not be made."""
+        """Make the engine's own group, where the helper will sit. Nothing where it may not be made.
+
+        It is flock'ed as long as we live: those of engines that were killed are removed here, whatever state they worked on.
+        """
         if self.delegated is not None:
             return
         if self.layout in ("v1", "hybrid") and (self.base / "devices").is_dir():
             group = self.base / "devices" / "buildkit" / self._name
             try:
-                group.mkdir(parents=True, exist_ok=True)
+                self._held = make_held(group)
+                remove_unheld(group.parent)
                 _restrict_v1(group)
             except OSError:  # not ours to make, or already in a container whose devices are someone else's care
                 with suppress(OSError):
                     group.rmdir()
+                self._let_go()
                 return
             self.shared, self.devices = (str(group),), "v1"
         elif self.layout == "v2":
             group = self.base / "buildkit"
             try:
                 group.mkdir(exist_ok=True)
-                trial = group / f"{self._name}-devices"
-                trial.mkdir(exist_ok=True)
+                trial = group / self._name
+                self._held = make_held(trial)
+                remove_unheld(group)
                 try:
                     _restrict_v2(trial)
                 finally:
                     trial.rmdir()
+                    self._let_go()
             except OSError:
                 return
             self.devices = "v2"
@@ -110,6 +120,12 @@ class Hierarchy:
         for group in self.shared:
             with suppress(OSError):
                 os.rmdir(group)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
 
     def inherited(self, spec: Mapping[str, Any]) -> Groups | None:
         """The groups of a container that needs none of its own; None if it does."""

@@ -22,11 +22,11 @@ from chantier.runtime.output import Stdin
 from chantier.runtime.places import Places
 from chantier.runtime.types import Container, Exit, OnOutput, Process, Resize, Signal
 from chantier.runtime.users import home_of
-from chantier.spec import new_id
 from chantier.values import dataclass, field
 
 from .built import Helper, find_helper
 from .groups import Groups, Hierarchy
+from .held import engine_name
 from .hooked import Hooked
 from .plan import exec_plan, run_plan
 from .sandbox import Sandbox
@@ -260,7 +260,7 @@ class Native:
 
     def _open(self) -> tuple[Server, Hierarchy]:
         helper = self.find()
-        name = f"native-{new_id()[:12]}"
+        name = engine_name()
         hierarchy = Hierarchy("none" if self._host.user_namespace else self._host.cgroups, name, self._cgroups)
         hierarchy.open()
         if hierarchy.shared:
