@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from chantier import __version__
 from chantier.config import gc_rules
 from chantier.engine import DOCKERFILE_VERSION
+from chantier.kernel.temporary import write_whole
 from chantier.pb import caps_pb2, ops_pb2, worker_pb2
 from chantier.spec import Platform, new_id
 
@@ -77,9 +77,7 @@ def worker_id(root: Path) -> str:
         found = ""
     if not found:
         found = new_id()
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(found, encoding="ascii")
-        os.rename(partial, path)
+        write_whole(path, found.encode())
     return found
 
 

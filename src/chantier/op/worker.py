@@ -89,7 +89,8 @@ class Worker:
 
     @property
     def tmp(self) -> Path:
-        return self.root / "tmp"
+        """This process's own: whoever notices its death clears it."""
+        return self.cache.root.scratch()
 
     def slot(self, who: str = "") -> AbstractAsyncContextManager[None]:
         """One of the `parallelism` places; waits for it. This is what `Op.acquire` of a step returns."""
