@@ -402,10 +402,11 @@ def test_a_client_is_killed(world: World, point: str) -> None:
     make = ("create", "--name", "b", "--use", world.address)
     build = (
         "build", "--builder", world.address, "-f", str(world.directory / "Dockerfile"),
-        "--cache-to", f"type=local,dest={world.directory}/cache", str(world.directory / "context"),
+        "--cache-to", f"type=local,dest={world.directory}/cache", "-o", f"type=oci,dest={world.directory}/out/image.tar",
+        str(world.directory / "context"),
     )  # fmt: skip
     argv = make if point.startswith("builder.") else build
-    done = command(*argv, env={"CHANTIER_CRASH_AT": f"{point}:2" if argv is build else point})
+    done = command(*argv, env={"CHANTIER_CRASH_AT": f"{point}:2" if point.startswith("content.") else point})
     assert done.code == -signal.SIGKILL, done.err
     if argv is make:
         command("ls").ok()
@@ -413,7 +414,10 @@ def test_a_client_is_killed(world: World, point: str) -> None:
         command(*make).ok()
         assert "b" in command("ls", "--format", "{{.Name}}").ok().out
         return
+    if point.startswith("output."):
+        assert os.listdir(world.directory / "out") == ["image.tar"][: point == "output.named"]
     command(*build).ok()
+    assert os.listdir(world.directory / "out") == ["image.tar"]
     said = world.directory / "said"
     shutil.rmtree(said, ignore_errors=True)
     layout = world.directory / "cache"

@@ -94,8 +94,8 @@ MOUNT_POINTS = (
 )
 """Steps of cache mounts on their way out and in."""
 
-USER_POINTS = ("content.written", "content.named", "builder.written", "builder.named")
-"""Steps on the user's side: OCI layouts of exported caches and images, the store of builders."""
+USER_POINTS = ("content.written", "content.named", "output.written", "output.named", "builder.written", "builder.named")
+"""Steps on the user's side: OCI layouts of exported caches and images, files that builds give, the store of builders."""
 
 POINTS = (*STORE_POINTS, *BUILD_POINTS, *MOUNT_POINTS, *USER_POINTS)
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Protocol
 from chantier.errors import ChantierError, NotFoundError, SessionError, UsageError
 from chantier.kernel import write_all
 from chantier.kernel.temporary import NewFile, TemporaryDirectory
+from chantier.kernel.trace import point
 from chantier.spec import Digest, new_id
 from chantier.values import dataclass
 
@@ -424,7 +425,9 @@ class _PathSink:
 
     def _close(self) -> None:
         if self._file is not None:
+            point("output.written")
             self._file.take()
+            point("output.named")
         else:
             os.close(self._fd)
 
