@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,10 +44,13 @@ class Job:
 
 @dataclass
 class Bench:
-    """Runs operations and looks at what they made. `keep` is released at the end."""
+    """Runs operations and looks at what they made. `keep` is released at the end. `attached` may put a session behind a wire while
+    an operation runs.
+    """
 
     worker: Worker
     keep: list[Ref] = field(default_factory=list)
+    attached: Callable[[Any], AbstractAsyncContextManager[Any]] = nullcontext
 
     @property
     def cache(self) -> Cache:
@@ -65,9 +69,16 @@ class Bench:
         return found  # type: ignore[no-any-return]
 
     def run(self, op: Any, inputs: Sequence[Ref | None] = (), job: Job | None = None) -> list[Ref | None]:
-        made = list(asyncio.run(op.run(job or Job(), inputs)))
+        made = list(asyncio.run(self._run(op, inputs, job or Job())))
         self.keep += [ref for ref in made if ref is not None]
         return made
+
+    async def _run(self, op: Any, inputs: Sequence[Ref | None], job: Job) -> Sequence[Ref | None]:
+        if self.attached is nullcontext:
+            return await op.run(job, inputs)  # type: ignore[no-any-return]
+        async with AsyncExitStack() as stack:
+            sessions = [await stack.enter_async_context(self.attached(session)) for session in job.sessions]
+            return await op.run(replace(job, sessions=sessions), inputs)  # type: ignore[no-any-return]
 
     def content(self, op: Any, input: int, ref: Ref | None) -> str:
         key = self.map_of(op).deps[input].content

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +16,15 @@ import pytest
 
 from chantier.cache.content import VOLATILE, Selector, content_digest
 from chantier.cache.content_node import unpack
-from chantier.errors import NotFoundError, SessionError, UsageError
+from chantier.errors import CancelledError_, NotFoundError, SessionError, UsageError
 from chantier.op.local import LocalOp
 from chantier.pb import ops_pb2 as pb
 from chantier.session.follow import follow
 from chantier.session.local import LocalSession
 from chantier.session.types import FilesRequest, Followed
 from chantier.store import settle
+
+from ..session.remote_peers import joined
 
 if TYPE_CHECKING:
     from conftest import Bench, Job
@@ -32,10 +37,32 @@ def op(bench: Bench, name: str = "context", **attrs: Any) -> LocalOp:
     return LocalOp(bench.vertex(pb.Op(source=pb.SourceOp(identifier=f"local://{name}", attrs=text))), bench.worker)
 
 
-@pytest.fixture(autouse=True, params=["c", "python"])
-def trees_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole directories at a time, or entry by entry."""
-    monkeypatch.setenv("CHANTIER_TREES", request.param)
+@pytest.fixture(autouse=True, params=["here-c", "here-python", "beside-c", "beside-python", "wire"])
+def way(request: pytest.FixtureRequest, bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """How directories are taken: in the client's own process, by a daemon beside it, or through its session; whole directories at
+    a time, or entry by entry.
+    """
+    name, _, trees = request.param.partition("-")
+    monkeypatch.setenv("CHANTIER_TREES", trees or "c")
+    if name != "here":
+        bench.attached = behind(tmp_path, in_place=name == "beside")
+    return str(name)
+
+
+def behind(place: Path, *, in_place: bool) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
+    """Sessions of this process, as a daemon meets them."""
+
+    @asynccontextmanager
+    async def attached(session: Any) -> AsyncIterator[Any]:
+        if type(session) is not LocalSession:
+            yield session
+            return
+        where = place / session.id
+        where.mkdir(exist_ok=True)
+        async with joined(where, session, in_place=in_place) as (remote, _):
+            yield remote
+
+    return attached
 
 
 @pytest.fixture
@@ -53,13 +80,14 @@ def transferred(job: Job) -> int:
     return job.statuses()[-1].current
 
 
-def test_taken_once_and_frozen(bench: Bench, context: Path, job: Job) -> None:
+def test_taken_once_and_frozen(bench: Bench, context: Path, job: Job, way: str) -> None:
+    more = 0 if way != "wire" else 20  # what goes over a wire is counted with all that is said of it
     job.sessions.append(LocalSession(directories={"context": context}))
     (ref,) = bench.run(op(bench), job=job)
     assert bench.files(ref) == {"a": "a", "b": "b", "d": "/", "d/x": "d/x"}
     assert job.statuses()[-1].id == "transferring context:"
     assert job.statuses()[-1].completed is not None
-    assert transferred(job) == 5
+    assert transferred(job) == 5 if not more else transferred(job) > 5 + more
     assert ref is not None
     first = content_digest(ref, [Selector(path="d")])
     ref.release()
@@ -69,7 +97,7 @@ def test_taken_once_and_frozen(bench: Bench, context: Path, job: Job) -> None:
     (again,) = bench.run(op(bench), job=job)
     assert again is not None
     assert bench.files(again) == {"b": "b", "d": "/", "d/x": "X/d"}
-    assert transferred(job) == 3
+    assert transferred(job) == 3 if not more else transferred(job) > 3 + more
     assert content_digest(again, [Selector(path="d")]) != first
     again.release()
     (context / "d/x").write_text("d/x")
@@ -115,6 +143,13 @@ def test_interrupted_transfer_starts_anew(bench: Bench, context: Path, job: Job)
             calls = iter([False, False, False, True])
             super()._follow(mutable, source, progress, lambda: next(calls, True))
 
+        async def _receive(self, mutable: Any, session: Any, progress: Any) -> None:
+            def broken(_count: int) -> None:
+                raise CancelledError_
+
+            progress.add = broken
+            await super()._receive(mutable, session, progress)
+
     with pytest.raises(Exception, match="context canceled"):
         bench.run(Broken(bench.vertex(pb.Op(source=pb.SourceOp(identifier="local://context"))), bench.worker), job=job)
     (ref,) = bench.run(op(bench), job=job)
@@ -141,7 +176,7 @@ class Remote(LocalSession):
         super().__init__(shared_base="remote")
         self.root = root
 
-    def directory(self, name: str) -> Path | None:
+    async def locate(self, name: str) -> Path | None:
         return None
 
     async def follow(self, request: FilesRequest, into: Path, index: bytes | None, **more: Any) -> Followed:
@@ -221,3 +256,41 @@ def test_a_tree_that_the_disk_may_not_have_is_noted_when_it_changed(
     assert taken() == set()
     (context / "a").write_text("another")
     assert taken() == first
+
+
+def test_one_tree_is_kept_whichever_way_it_is_taken(bench: Bench, context: Path, job: Job, tmp_path: Path) -> None:
+    ways = {"here": nullcontext, "beside": behind(tmp_path, in_place=True), "wire": behind(tmp_path, in_place=False)}
+    digests, ids = {}, set()
+    for text in ("", "changed"):
+        for name in ("here", "wire", "beside", "wire", "beside", "here"):
+            job.sessions[:] = [LocalSession(directories={"context": context})]
+            bench.attached = ways[name]
+            (ref,) = bench.run(op(bench), job=job)
+            assert ref is not None
+            assert bench.files(ref) == {"a": text or "a", "b": "b", "d": "/", "d/x": "d/x"}
+            digests.setdefault(text, set()).add(content_digest(ref))
+            ids |= set(bench.cache.find(f"local:context::{job.sessions[0].shared_key}"))
+            ref.release()
+        (context / "a").write_text("changed")
+    assert len(digests[""]) == len(digests["changed"]) == 1 and digests[""] != digests["changed"]
+    assert len(ids) == 1
+
+
+class Unreadable(Remote):
+    """A session whose directory has a file that nobody here can read, be it root: the client can."""
+
+    async def locate(self, name: str) -> Path | None:
+        return Path("/sys/bus/cpu")
+
+
+def test_what_cannot_be_read_in_place_comes_over_the_session(
+    bench: Bench, context: Path, job: Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(PermissionError):
+        Path("/sys/bus/cpu/uevent").read_bytes()
+    caplog.set_level(logging.DEBUG, "chantier.op.local")
+    job.sessions.append(Unreadable(context))
+    (ref,) = bench.run(op(bench), job=job)
+    assert bench.files(ref) == {"a": "a", "b": "b", "d": "/", "d/x": "d/x"}
+    assert "directory context cannot be read in place: failed to read" in caplog.messages[-1]
+    assert "permission denied" in caplog.messages[-1]

@@ -37,9 +37,11 @@ async def book(path: Path, **options: Any) -> AsyncIterator[tuple[Sessions, Serv
 
 
 @asynccontextmanager
-async def joined(path: Path, local: LocalSession, **options: Any) -> AsyncIterator[tuple[RemoteSession, Attached]]:
-    """Both halves of one session."""
-    async with book(path) as (sessions, _server):
+async def joined(
+    path: Path, local: LocalSession, *, in_place: bool = False, **options: Any
+) -> AsyncIterator[tuple[RemoteSession, Attached]]:
+    """Both halves of one session. `in_place`: directories may be read where they lie."""
+    async with book(path, in_place=lambda: in_place) as (sessions, _server):
         channel = Channel.unix(f"{path}/daemon.sock")
         async with attach(channel, Offered(local, **options)) as attached:
             yield await sessions.get(local.id, timeout_s=60), attached

@@ -85,7 +85,7 @@ def test_everything_arrives_as_it_is(tmp_path: Path) -> None:
 
     async def body() -> None:
         async with joined(tmp_path, LocalSession(directories={"context": source})) as (session, _):
-            assert session.directory("context") is None
+            assert await session.locate("context") is None
             await session.receive(FilesRequest(name="context"), into)
             first, second = picture(source), picture(into)
             first["sock"] = (stat.S_IFREG | stat.S_IMODE(first["sock"][0]), first["sock"][1], b"", {}, 1)
@@ -404,4 +404,4 @@ def test_a_file_that_became_a_link_is_not_followed(tmp_path: Path) -> None:
 def test_a_client_without_files() -> None:
     session = RemoteSession(None, Metadata([(SHARED_KEY, "k")]))  # type: ignore[arg-type]
     with pytest.raises(SessionError, match="no local sources enabled"):
-        session.directory("context")
+        asyncio.run(session.locate("context"))

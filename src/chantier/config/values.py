@@ -386,6 +386,12 @@ class ChantierConfig:
         ("docker/dockerfile", "docker/dockerfile-upstream"),
         about="frontend images (`# syntax=`) that are not run but served by the frontend that is built in",
     )
+    read_in_place: bool = toml(
+        "readInPlace",
+        BOOL,
+        True,
+        about="read directories of a client where they lie, if it is on this machine and may read all that the daemon may",
+    )
     max_bytes: Size = toml(
         "maxBytes", SIZE, Size(), about="the state directory never takes more, all included, but for what one running step writes"
     )

@@ -56,7 +56,7 @@ class Daemon:
         self.config: Config = settings.config
         self.root = state_root(self.config, settings.env)
         self.builds = Builds()
-        self.sessions = Sessions()
+        self.sessions = Sessions(in_place=lambda: self.config.chantier.read_in_place)
         self.log_limits = LogLimits.from_env(settings.env)
         self.started_at = time.time()
         self.draining = False

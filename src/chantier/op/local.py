@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import struct
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from chantier.session.types import Session
     from chantier.solver.types import JobContext
 
+_log = logging.getLogger(__name__)
 _INDEX = "local.index"
 _METADATA_FILE = ".fsutil-metadata"
 _REPORT_EVERY_S = 0.15
@@ -98,13 +100,11 @@ class LocalOp:
         return list(self._worker.sessions_of(self._session, job.sessions)) or _sessions(job)
 
     async def _take(self, job: JobContext, session: Session) -> Ref:
-        source = session.directory(self._name)
+        source = await session.locate(self._name)
         progress = _Progress(job, self._name)
         mutable = await self._worker.threaded(lambda _cancelled: self._mutable(session), lambda made: made.release())
         try:
-            if source is not None:
-                await self._worker.threaded(lambda cancelled: self._follow(mutable, source, progress, cancelled))
-            else:
+            if source is None or not await self._followed(mutable, source, progress):
                 await self._receive(mutable, session, progress)
             progress.done()
             return await self._worker.threaded(lambda _cancelled: mutable.freeze(), lambda view: view.release())
@@ -125,6 +125,17 @@ class LocalOp:
         for upper in made.stack()[:1]:
             write_shared(upper, Inodes(all=True))
         return made
+
+    async def _followed(self, mutable: MutableRef, source: Path, progress: _Progress) -> bool:
+        """False if this process may not read something of the directory: the client perhaps may."""
+        try:
+            await self._worker.threaded(lambda cancelled: self._follow(mutable, source, progress, cancelled))
+        except SessionError as err:
+            if not isinstance(err.__cause__, PermissionError):
+                raise
+            _log.debug("directory %s cannot be read in place: %s", self._name, err)
+            return False
+        return True
 
     def _follow(self, mutable: MutableRef, source: Path, progress: _Progress, cancelled: Callable[[], bool]) -> None:
         """The client's directory lies on this machine: both halves of the transfer run here."""

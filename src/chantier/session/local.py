@@ -116,6 +116,9 @@ class LocalSession:
             return self._materialise(name)
         raise NotFoundError(f'no access allowed to dir "{name}"')
 
+    async def locate(self, name: str) -> Path | None:
+        return self.directory(name)
+
     def _materialise(self, name: str) -> Path:
         if self._scratch is None:
             self._scratch = TemporaryDirectory("session")

@@ -17,13 +17,25 @@ from urllib.parse import quote_plus
 
 from chantier.errors import ChantierError, NotFoundError, SessionError, SessionLostError, UnsupportedError, UsageError
 from chantier.kernel.trees import trees
-from chantier.pb import auth_pb2, content_pb2, control_pb2, daemon_pb2, filesync_pb2, health_pb2, secrets_pb2, ssh_pb2, upload_pb2
-from chantier.wire import Channel, ClientCall, GrpcError, Limits, Metadata, ServerCall, Tunnel, client_endpoint
+from chantier.pb import (
+    auth_pb2,
+    content_pb2,
+    control_pb2,
+    daemon_pb2,
+    directories_pb2,
+    filesync_pb2,
+    health_pb2,
+    secrets_pb2,
+    ssh_pb2,
+    upload_pb2,
+)
+from chantier.wire import Channel, ClientCall, GrpcError, Limits, Metadata, Peer, ServerCall, Tunnel, client_endpoint
 
 from . import content
 from .follow import Followed, differing, noting
 from .fsutil import Intake, Outgo, Packet, Tree, receive, send
 from .intake import BulkIntake, receive_bulk
+from .location import LOCATE, Elsewhere, Proof
 from .sync import Known, Receiver, look, pack, rows_of, unpack, unpack_rows
 from .threads import in_thread
 from .types import Credentials, FileSink, FilesRequest, SentTree, Stream
@@ -51,13 +63,18 @@ MAX_SECRET = 512_000
 class RemoteSession:
     """Implements `session.types.Session` for a client at the other end of a channel."""
 
-    def __init__(self, channel: Channel, metadata: Metadata, *, salt: bytes = b"\0" * 32) -> None:
+    def __init__(
+        self, channel: Channel, metadata: Metadata, *, salt: bytes = b"\0" * 32, peer: Peer | None = None, in_place: bool = False
+    ) -> None:
+        """`peer` is who holds the connection that the session came by; `in_place` allows to read its directories where they lie."""
         self.id = metadata.text(ID_KEY)
         self.shared_key = metadata.text(SHARED_KEY)
         self.name = metadata.text(NAME_KEY)
         self.methods = frozenset(method.lower() for method in metadata.texts(METHOD_KEY))
         self.channel = channel
         self._salt = salt
+        self._peer = peer or Peer()
+        self._in_place = in_place
 
     def __repr__(self) -> str:
         return f"RemoteSession({self.id!r})"
@@ -82,11 +99,41 @@ class RemoteSession:
 
     # -- files
 
-    def directory(self, name: str) -> Path | None:
-        """None: the client's directories are elsewhere. Raises SessionError if it offers none at all."""
+    def _need_files(self) -> None:
         if not self.supports(_FILES):
             raise SessionError("no local sources enabled")
-        return None
+
+    async def locate(self, name: str) -> Path | None:
+        """Where the client is on this machine and has proved that it may read whatever this process may. Raises SessionError if
+        it offers no directories at all, NotFoundError if not this one.
+        """
+        self._need_files()
+        try:
+            path = await self._located(name)
+        except Elsewhere as reason:
+            _log.debug("session %s: directory %s comes over the session: %s", self.id, name, reason)
+            return None
+        _log.debug("session %s: directory %s is read in place: %s", self.id, name, path)
+        return path
+
+    async def _located(self, name: str) -> Path:
+        if not self._in_place:
+            raise Elsewhere("the config says readInPlace = false")
+        if not self.supports(LOCATE):
+            raise Elsewhere("the client does not tell where it lies")
+        if self._peer.uid is None:
+            raise Elsewhere("the client has not come by a unix socket")
+        if self._peer.uid != os.geteuid():
+            raise Elsewhere(f"the client is user {self._peer.uid}, this process is {os.geteuid()}")
+        with Proof() as proof:
+            request = directories_pb2.LocateRequest(name=name, pid=proof.pid, fd=proof.fd)
+            try:
+                answer = await self.call(LOCATE, request, directories_pb2.LocateResponse)
+            except GrpcError as err:
+                if err.code in (_NOT_FOUND, _UNAVAILABLE):
+                    raise self._failed(err) from err
+                raise Elsewhere(err.go_text) from err
+            return await in_thread(proof.check, self.id, name, answer)
 
     async def receive(
         self,
@@ -103,7 +150,7 @@ class RemoteSession:
         """`known` is what is there (see `sync.look`), if the caller knows; `wants` leaves contents out; `changing` is called before
         the first change. Gives what is there now.
         """
-        self.directory(request.name)
+        self._need_files()
         if known is None:
             known = await in_thread(look, into)
         receiver = await in_thread(partial(Receiver, into, known, changing=changing))
@@ -129,7 +176,7 @@ class RemoteSession:
         changing: Callable[[], None],
         on_bytes: Callable[[int], None] = lambda _n: None,
     ) -> Followed:
-        self.directory(request.name)
+        self._need_files()
         library = trees()
         if library is None:
             return await self._by_entry(request, into, index, digest, changing, on_bytes)
@@ -535,13 +582,22 @@ class _AgentStream:
 class Sessions:
     """The sessions of all clients that are connected."""
 
-    def __init__(self, *, health_every_s: float = 5.0, health_timeout_s: float = 15.0, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        health_every_s: float = 5.0,
+        health_timeout_s: float = 15.0,
+        limits: Limits | None = None,
+        in_place: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`in_place` says of each session that comes whether its directories may be read where they lie (docs/adr/0013)."""
         self._sessions: dict[str, RemoteSession] = {}
         self._waiters: dict[str, set[asyncio.Future[RemoteSession]]] = {}
         self._every_s = health_every_s
         self._timeout_s = health_timeout_s
         self._limits = limits
         self._salt = os.urandom(32)
+        self._in_place = in_place
 
     def __iter__(self) -> Iterator[RemoteSession]:
         return iter(tuple(self._sessions.values()))
@@ -585,7 +641,7 @@ class Sessions:
         tunnel = Tunnel(
             call, lambda write, end: client_endpoint(write, end, name=name, limits=self._limits), control_pb2.BytesMessage
         )
-        session = RemoteSession(Channel.on(tunnel.endpoint), metadata, salt=self._salt)
+        session = RemoteSession(Channel.on(tunnel.endpoint), metadata, salt=self._salt, peer=call.peer, in_place=self._in_place())
         self._sessions[id] = session
         watch = asyncio.create_task(self._watch(session, tunnel, metadata.text(HEALTH_KEY)))
         for waiter in self._waiters.pop(id, ()):

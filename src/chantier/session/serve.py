@@ -17,11 +17,11 @@ from typing import Any, Protocol
 from urllib.parse import unquote_plus
 
 from chantier.errors import ChantierError, NotFoundError, SessionError, UsageError
-from chantier.pb import auth_pb2, control_pb2, daemon_pb2, secrets_pb2, ssh_pb2, upload_pb2
+from chantier.pb import auth_pb2, control_pb2, daemon_pb2, directories_pb2, secrets_pb2, ssh_pb2, upload_pb2
 from chantier.wire import ByteStream, Channel, GrpcError, Health, Limits, Server, ServerCall, Service, Tunnel
 from chantier.wire.server import serve_paths
 
-from . import content
+from . import content, location
 from .fsutil import Intake, Outgo, Packet, Tree, receive, send
 from .remote import ID_KEY, METHOD_KEY, SHARED_KEY
 from .sync import Receiver, look
@@ -85,6 +85,11 @@ class Offered:
         if stores:
             self.services.append(content.service(stores))
 
+    def beside(self) -> None:
+        """The daemon may be on this machine: it may ask where directories lie."""
+        if all(service.name != location.NAME for service in self.services):
+            self.services.append(Service(location.NAME, {"Locate": self._locate}))
+
     def metadata(self) -> list[tuple[str, str]]:
         """What Control.Session, or an HTTP request to `/session`, says of the session."""
         named = [(ID_KEY, self.session.id), (SHARED_KEY, self.session.shared_key)]
@@ -111,6 +116,12 @@ class Offered:
         except OSError as err:
             raise SessionError(f"failed to read {root}: {(err.strerror or '').lower()}") from err
         await send(call, outgo)
+
+    async def _locate(self, request: directories_pb2.LocateRequest, call: ServerCall) -> directories_pb2.LocateResponse:
+        directory = await in_thread(self.session.directory, request.name)
+        if directory is None:
+            raise NotFoundError(f'no access allowed to dir "{request.name}"')
+        return await in_thread(location.tell, self.session.id, request, directory)
 
     async def _result(self, call: ServerCall) -> None:
         id = call.metadata.text("buildkit-attachable-exporter-id", "0")
@@ -280,6 +291,8 @@ async def attach(
 ) -> AsyncIterator[Attached]:
     """Serve a session to the daemon behind `channel` while the block runs."""
     attached = Attached()
+    if channel.is_unix:
+        offered.beside()
     server = Server(offered.services, limits=limits)
     async with channel.stream(_SESSION, control_pb2.BytesMessage, metadata=offered.metadata()) as call:
         tunnel = Tunnel(call, lambda write, end: server.attach(write, end, name=channel.name), control_pb2.BytesMessage)

@@ -89,8 +89,11 @@ class Session(Protocol):
     id: str
     shared_key: str  # the same for two builds of one directory by one user; local sources are reused by it
 
-    def directory(self, name: str) -> Path | None:
-        """The directory `name` itself, if it lies on this machine and may be read in place; else None (then use `receive`)."""
+    async def locate(self, name: str) -> Path | None:
+        """The directory `name` itself, if it lies on this machine and may be read in place; else None (then use `receive`).
+
+        Raises NotFoundError if the client offers no such name.
+        """
 
     async def receive(
         self,
@@ -106,7 +109,7 @@ class Session(Protocol):
         """Make `into` hold exactly the requested files, transferring only what differs from what is there.
 
         Owner is 0:0, mode and mtime are the client's. Raises NotFoundError if the client offers no such name. Where only
-        `directory` answers None: `known` is what an earlier call gave and nobody has touched since, `wants` leaves contents
+        `locate` answers None: `known` is what an earlier call gave and nobody has touched since, `wants` leaves contents
         of files out, `on_bytes` counts what is transferred, `on_stat` is given each entry as fsutil's Stat,
         `on_file` may be given the bytes of files as they come, with their inodes. Gives what is there now, for the next call.
         """

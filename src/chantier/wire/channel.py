@@ -144,6 +144,7 @@ class Channel:
         self, name: str, dial: Dial, *, limits: Limits | None = None, authority: str = "localhost", secure: bool = False
     ) -> None:
         self.name = name
+        self.is_unix = False  # a socket of this machine: what listens there may be a proxy all the same
         self.limits = limits or Limits()
         self._dial = dial
         self._endpoint: Endpoint | None = None
@@ -164,7 +165,9 @@ class Channel:
 
         name = f"unix://{path}"
         make = _maker(name, limits, keepalive)
-        return cls(name, dial, limits=limits)
+        channel = cls(name, dial, limits=limits)
+        channel.is_unix = True
+        return channel
 
     @classmethod
     def tcp(
