@@ -37,13 +37,13 @@ def op(bench: Bench, name: str = "context", **attrs: Any) -> LocalOp:
     return LocalOp(bench.vertex(pb.Op(source=pb.SourceOp(identifier=f"local://{name}", attrs=text))), bench.worker)
 
 
-@pytest.fixture(autouse=True, params=["here-c", "here-python", "beside-c", "beside-python", "wire"])
+@pytest.fixture(autouse=True, params=["here-c", "here-python", "beside-c", "beside-python", "wire-c", "wire-python"])
 def way(request: pytest.FixtureRequest, bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """How directories are taken: in the client's own process, by a daemon beside it, or through its session; whole directories at
     a time, or entry by entry.
     """
     name, _, trees = request.param.partition("-")
-    monkeypatch.setenv("CHANTIER_TREES", trees or "c")
+    monkeypatch.setenv("CHANTIER_TREES", trees)
     if name != "here":
         bench.attached = behind(tmp_path, in_place=name == "beside")
     return str(name)
