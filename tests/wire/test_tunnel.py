@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,11 +49,11 @@ async def daemon(path: Path, work: Work) -> AsyncIterator[asyncio.Future[None]]:
         await server.close(0.2)
 
 
-async def serve_inside(stub: Stub, echo: Echo) -> None:
+async def serve_inside(stub: Stub, echo: Echo, message: Any = Bytes) -> None:
     """The client's half: our server in the tunnel."""
     server = Server([echo.service()])
     async with stub.stream("Session") as call:
-        await Tunnel(call, server.attach, Bytes).run()
+        await Tunnel(call, server.attach, message).run()
         call.close_send()
         await call.status()
 
@@ -90,6 +91,43 @@ def test_both_ends_are_ours(tmp_path: Path) -> None:
             await serve_inside(stub, echo)
             await done
             await asyncio.wait_for(echo.cancelled.wait(), 60)
+
+    run(body())
+
+
+def test_messages_may_be_written_otherwise(tmp_path: Path) -> None:
+    """With fields of another time, lengths longer than they need to be, or nothing in them."""
+    count = 0
+
+    def written(*, data: bytes) -> bytes:
+        nonlocal count
+        count += 1
+        length = bytes(len(data) >> 7 * n & 127 | (128 if n < 4 else 0) for n in range(5))
+        plain = Bytes(data=data).SerializeToString()
+        unknown = b"\x98\x06\x01"  # field 99
+        return (plain, b"\n" + length + data, plain + unknown, unknown + plain, b"\n\0" + plain)[count % 5]
+
+    async def body() -> None:
+        echo = Echo()
+        work = partial(all_kinds, started=echo.started)
+        async with daemon(tmp_path, work) as done, our_stub(tmp_path) as stub:
+            await serve_inside(stub, echo, written)
+            await done
+            assert count > 5
+
+    run(body())
+
+
+def test_a_message_that_is_none_ends_the_tunnel(tmp_path: Path) -> None:
+    async def work(_stub: Stub, endpoint: Endpoint) -> None:
+        await endpoint.closed
+
+    async def body() -> None:
+        for junk in (b"\0", b"\n\x05x", b"\n"):
+            async with daemon(tmp_path, work) as done, our_stub(tmp_path) as stub, stub.stream("Session") as call:
+                call.send_nowait(Bytes(data=b""))
+                call.send_nowait(junk)
+                await asyncio.wait_for(done, 60)
 
     run(body())
 

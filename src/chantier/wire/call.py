@@ -54,7 +54,7 @@ class Call:
         while True:
             raw = self._next()
             if raw is not None:
-                return self._parse(raw)
+                return self.parse(raw)
             if self._stopped:
                 return None
             if self._drained():
@@ -98,7 +98,7 @@ class Call:
         raws: list[bytes] = []
         while len(raws) < _BATCH and (raw := self._next()) is not None:
             raws.append(raw)
-        return [self._parse(raw) for raw in raws]
+        return [self.parse(raw) for raw in raws]
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -112,7 +112,8 @@ class Call:
     def _next(self) -> bytes | None:
         return self._reader.next()
 
-    def _parse(self, raw: bytes) -> Any:
+    def parse(self, raw: bytes) -> Any:
+        """A message of this call's. Raises GrpcError."""
         try:
             return self._decode(raw)
         except GrpcError:

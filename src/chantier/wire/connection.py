@@ -301,6 +301,20 @@ class Connection:
             self._remote_end(stream)
         stream.changed()
 
+    def on_run(self, id: int, payloads: list[bytes]) -> None:
+        stream = self.streams.get(id)
+        size = sum(map(len, payloads))
+        if stream is None or stream.remote_closed or size > min(self._recv_window, stream.recv_window):
+            for payload in payloads:
+                self.on_data(0, id, payload)
+            return
+        self._recv_window -= size
+        stream.recv_window -= size
+        stream.deliver(payloads[0] if len(payloads) == 1 else b"".join(payloads))
+        if self._idle.level:
+            self._idle.relieve(4 * len(payloads))
+        stream.changed()
+
     def _data_for_nobody(self, id: int, length: int, stream: Stream | None) -> None:
         if id == 0 or self._is_idle(id):
             raise ProtocolError(h2.PROTOCOL_ERROR, f"data for stream {id}, which was never opened")

@@ -20,6 +20,9 @@ class Taker(Protocol):
 
     def on_data(self, flags: int, id: int, payload: bytes) -> None: ...
 
+    def on_run(self, id: int, payloads: list[bytes]) -> None:
+        """As `on_data` of each, without flags, none of them empty."""
+
     def on_headers(self, id: int, headers: HeaderList, end: bool) -> None: ...
 
     def on_frame(self, kind: int, flags: int, id: int, payload: bytes) -> None:
@@ -84,14 +87,27 @@ class FrameReader:
             if end > size:
                 self._need = h2.HEADER_SIZE + length
                 return at
-            self.frames += 1
-            id &= 0x7FFFFFFF
             payload = data[at + h2.HEADER_SIZE : end]
-            if kind == h2.DATA and self._block is None and not self._settings_due:
-                on_data(flags, id, payload)
-            else:
-                self._frame(kind, flags, id, payload)
             at = end
+            if kind != h2.DATA or self._block is not None or self._settings_due:
+                self.frames += 1
+                self._frame(kind, flags, id & 0x7FFFFFFF, payload)
+            elif flags or not payload:
+                self.frames += 1
+                on_data(flags, id & 0x7FFFFFFF, payload)
+            else:
+                # Peers put small messages into frames of their own, many in a row.
+                run = [payload]
+                while size - at >= h2.HEADER_SIZE:
+                    high, low, kind, flags, other = unpack(data, at)
+                    length = high << 8 | low
+                    end = at + h2.HEADER_SIZE + length
+                    if kind != h2.DATA or flags or other != id or not length or length > most or end > size:
+                        break
+                    run.append(data[at + h2.HEADER_SIZE : end])
+                    at = end
+                self.frames += len(run)
+                self._taker.on_run(id & 0x7FFFFFFF, run)
             if self.stopped:
                 return at
         self._need = h2.HEADER_SIZE

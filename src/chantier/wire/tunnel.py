@@ -9,14 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from .call import Call
 from .endpoint import Endpoint
 from .status import GrpcError
+from .stream import PREFIX_BYTES
 
 _PIECE = 1 << 20
 Attach = Callable[[Callable[[bytes], None], Callable[[], None]], Endpoint]
+
+
+@lru_cache(4096)
+def _head(size: int) -> bytes:
+    """How a BytesMessage of this size begins, as all write it: the tag of `data`, the length of the rest. Empty: there is none."""
+    for width in range(1, 6):
+        length = size - 1 - width
+        if length >= 0 and (length.bit_length() + 6) // 7 == width:
+            return b"\n" + bytes(length >> 7 * n & 127 | (128 if n < width - 1 else 0) for n in range(width))
+    return b""
 
 
 class Tunnel:
@@ -33,9 +45,8 @@ class Tunnel:
         """Carry bytes in until either side ends. The inner connection is over when it returns."""
         reason = "the session was closed"
         try:
-            while messages := await self._call.read_many():
-                for message in messages:
-                    self.endpoint.feed(message.data)
+            while chunk := await self._call.read_framed(_PIECE):
+                self.endpoint.feed(self._carried(chunk))
         except GrpcError as err:
             reason = str(err)
         except asyncio.CancelledError:
@@ -45,6 +56,17 @@ class Tunnel:
             self._over = True
             self._call.on_writable = None
             self.endpoint.lost(reason)
+
+    def _carried(self, chunk: bytes) -> bytes:
+        """The bytes in messages that came with their prefixes: peers put each inner frame into a message of its own."""
+        parts, at, size = [], 0, len(chunk)
+        while at < size:
+            start = at + PREFIX_BYTES
+            at = start + int.from_bytes(chunk[at + 1 : start], "big")
+            head = _head(at - start)
+            plain = bool(head) and chunk.startswith(head, start)
+            parts.append(chunk[start + len(head) : at] if plain else self._call.parse(chunk[start:at]).data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _write(self, data: bytes) -> None:
         call = self._call
