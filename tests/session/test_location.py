@@ -169,6 +169,21 @@ def test_a_daemon_learns_nothing_of_what_is_no_proof(tmp_path: Path) -> None:
             os.close(fd)
 
 
+def test_where_no_proof_can_be_made() -> None:
+    """The directory then comes over the session."""
+    script = """
+import resource
+from chantier.session.location import Elsewhere, Proof
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+try:
+    Proof()
+except Elsewhere as reason:
+    print(reason)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == "no proof can be asked for: too many open files\n", done.stderr
+
+
 # -- in a session
 
 

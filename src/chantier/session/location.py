@@ -38,8 +38,12 @@ class Proof:
     """What only a peer can read that may read whatever this process may. Good for one question; closed by leaving the block."""
 
     def __init__(self) -> None:
+        """Raises Elsewhere where there can be none."""
         self.pid = os.getpid()
-        self.fd = os.memfd_create(_PROOF, os.MFD_CLOEXEC)
+        try:
+            self.fd = os.memfd_create(_PROOF, os.MFD_CLOEXEC)
+        except OSError as err:  # too many files are open, or a filter of system calls does not know it
+            raise Elsewhere(f"no proof can be asked for: {(err.strerror or '').lower()}") from err
         try:
             self._secret = os.urandom(_SIZE)
             os.write(self.fd, self._secret)
