@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from chantier.session.local import LocalSession
-from chantier.session.remote import RemoteSession, Sessions
+from chantier.session.remote import RemoteSession
 from chantier.session.serve import Attached, Offered, attach
+from chantier.session.sessions import Sessions
 from chantier.wire import Channel, Server, Service
 
 CONTROL = "moby.buildkit.v1.Control"

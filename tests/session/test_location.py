@@ -20,8 +20,8 @@ from chantier.errors import NotFoundError
 from chantier.pb import directories_pb2 as pb
 from chantier.session.local import LocalSession
 from chantier.session.location import Elsewhere, Proof, tell
-from chantier.session.remote import Sessions
 from chantier.session.serve import Offered, attach
+from chantier.session.sessions import Sessions
 from chantier.wire import Channel, Server, Service
 
 from .remote_peers import CONTROL, joined, run

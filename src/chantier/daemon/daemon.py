@@ -17,7 +17,7 @@ from chantier.config import Config, is_rootless, state_root
 from chantier.display.logfmt import install
 from chantier.engine import Engine
 from chantier.errors import CancelledError_, ChantierError, ConfigError, StoreError
-from chantier.session.remote import Sessions
+from chantier.session.sessions import Sessions
 from chantier.wire import GrpcError, Health, Keepalive, Server, ServerCall, reflection, status_of, tls
 from chantier.wire.health import NOT_SERVING
 from chantier.wire.status import UNAVAILABLE
