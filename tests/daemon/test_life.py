@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from chantier.kernel.mounts import mount_points
 from chantier.llb import image
 from chantier.pb import control_pb2 as pb
 from chantier.pb import daemon_pb2  # describes the service
 from chantier.spec import new_id
-from chantier.store.root import mount_points
 from chantier.wire import GrpcError, Stub
 
 from .conftest import CONTROL, Chantierd, Start, end, mark, those_that_run

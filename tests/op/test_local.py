@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -38,18 +39,18 @@ def op(bench: Bench, name: str = "context", **attrs: Any) -> LocalOp:
 
 
 @pytest.fixture(autouse=True, params=["here-c", "here-python", "beside-c", "beside-python", "wire-c", "wire-python"])
-def way(request: pytest.FixtureRequest, bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+def way(request: pytest.FixtureRequest, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> str:
     """How directories are taken: in the client's own process, by a daemon beside it, or through its session; whole directories at
     a time, or entry by entry.
     """
     name, _, trees = request.param.partition("-")
     monkeypatch.setenv("CHANTIER_TREES", trees)
     if name != "here":
-        bench.attached = behind(tmp_path, in_place=name == "beside")
+        bench.attached = behind(in_place=name == "beside")
     return str(name)
 
 
-def behind(place: Path, *, in_place: bool) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
+def behind(*, in_place: bool) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
     """Sessions of this process, as a daemon meets them."""
 
     @asynccontextmanager
@@ -57,10 +58,9 @@ def behind(place: Path, *, in_place: bool) -> Callable[[Any], AbstractAsyncConte
         if type(session) is not LocalSession:
             yield session
             return
-        where = place / session.id
-        where.mkdir(exist_ok=True)
-        async with joined(where, session, in_place=in_place) as (remote, _):
-            yield remote
+        with tempfile.TemporaryDirectory() as where:  # a socket's path must be short
+            async with joined(Path(where), session, in_place=in_place) as (remote, _):
+                yield remote
 
     return attached
 
@@ -259,7 +259,7 @@ def test_a_tree_that_the_disk_may_not_have_is_noted_when_it_changed(
 
 
 def test_one_tree_is_kept_whichever_way_it_is_taken(bench: Bench, context: Path, job: Job, tmp_path: Path) -> None:
-    ways = {"here": nullcontext, "beside": behind(tmp_path, in_place=True), "wire": behind(tmp_path, in_place=False)}
+    ways = {"here": nullcontext, "beside": behind(in_place=True), "wire": behind(in_place=False)}
     digests, ids = {}, set()
     for text in ("", "changed"):
         for name in ("here", "wire", "beside", "wire", "beside", "here"):
