@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chantier.errors import ChantierError, NotFoundError, UsageError
+from chantier.op.agent import _bind
 from chantier.op.git import GitOp, commit_object, named, redacted
+from chantier.op.git_command import _reachable
 from chantier.pb import ops_pb2 as pb
 from chantier.session.local import LocalSession, SecretSource
 
@@ -380,3 +382,16 @@ def test_credentials_over_http(bench: Bench, remote: Remote, job: Job) -> None:
         assert token not in (root / ".git/config").read_text()
     server.shutdown()
     server.server_close()
+
+
+def test_an_agent_below_a_deep_state_can_be_reached(tmp_path: Path) -> None:
+    """By ssh, which knows paths alone."""
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    listening = _bind(deep / "agent")
+    listening.listen()
+    with _reachable(deep / "agent") as name, socket.socket(socket.AF_UNIX) as client:
+        client.connect(name)
+    listening.close()
+    with _reachable(Path("/short/agent")) as name:
+        assert name == "/short/agent"

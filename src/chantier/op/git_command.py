@@ -8,8 +8,8 @@ import base64
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _PASSED_ON = ("PATH", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")  # fmt: skip
 _STOP_S = 5.0
+_MOST_PATH = 107
 
 
 class Git:
@@ -163,8 +164,22 @@ async def opened(worker: Worker, source: GitSource, job: Any) -> AsyncIterator[G
             path = await stack.enter_async_context(
                 agent_socket(session, source.agent, home / "agent", uid=os.geteuid(), gid=os.getegid(), mode=0o600)
             )
-            env["SSH_AUTH_SOCK"] = str(path)
+            env["SSH_AUTH_SOCK"] = stack.enter_context(_reachable(path))
         yield Git(env, log, policy=registries_of(worker).retry)
+
+
+@contextmanager
+def _reachable(path: Path) -> Iterator[str]:
+    """A name for a socket that ssh can connect to: sun_path holds 107 bytes (unix(7)), and the state may lie deep."""
+    name = os.fspath(path)
+    if len(os.fsencode(name)) <= _MOST_PATH:
+        yield name
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/{os.getpid()}/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 def _settings(settings: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -213,7 +228,7 @@ async def _authorization(source: GitSource, job: Any) -> str:
 @asynccontextmanager
 async def scratch(worker: Worker, what: str) -> AsyncIterator[Path]:
     """A directory for a while."""
-    path = worker.tmp / f"{what}-{new_id()}"
+    path = worker.tmp / f"{what}-{new_id()[:12]}"
     await worker.threaded(lambda _: path.mkdir(mode=0o700))
     try:
         yield path
