@@ -126,7 +126,7 @@ class HttpOp:
             mount = await worker.threaded(lambda cancelled: ref.mounted(cancelled=cancelled))
             root = await worker.threaded(lambda _: mount.__enter__())
             stack.push_async_callback(worker.threaded, lambda _: mount.__exit__(None, None, None))
-            home = worker.tmp / f"signature-{new_id()}"
+            home = worker.tmp / f"signature-{new_id()[:12]}"
             await worker.threaded(lambda _: home.mkdir(mode=0o700))
             stack.push_async_callback(worker.threaded, lambda _: shutil.rmtree(home, ignore_errors=True))
             (name,) = await worker.threaded(lambda _: os.listdir(root))
