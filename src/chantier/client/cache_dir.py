@@ -85,13 +85,16 @@ def name_cache(directory: Path, descriptor: Mapping[str, Any], tag: str) -> None
 
 
 def collect(directory: Path, artifact_type: str) -> None:
-    """Delete the blobs that no manifest names any more, if all manifests of the index are of that type."""
+    """Delete the blobs that no manifest names any more, if all manifests of the index are of that type and can be read."""
     wanted: set[str] = set()
     for entry in _index(directory)["manifests"]:
         if entry.get("artifactType") != artifact_type:
             return
-        digest = Digest.parse(entry["digest"])
-        manifest = parse_manifest((directory / "blobs" / digest.algorithm / digest.hex).read_bytes())
+        try:
+            digest = Digest.parse(entry["digest"])
+            manifest = parse_manifest((directory / "blobs" / digest.algorithm / digest.hex).read_bytes())
+        except (OSError, KeyError, ChantierError):
+            return  # what a damaged one needs is not known: nothing goes
         if isinstance(manifest, Manifest):
             wanted |= {digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}
     for path in (directory / "blobs/sha256").iterdir():

@@ -48,6 +48,7 @@ CONFIG = "application/vnd.chantier.cache-mount.config.v1+json"
 _BUCKETS = 64
 _BUCKET_KEY = "chantier.cache-mount.bucket"
 _PREFIX = cache_index("")
+_NO_ID = (1 << 32) - 1  # to chown(2) it means: as it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,23 +139,53 @@ class _Work:
         manifest = parse_manifest(data)
         if not isinstance(manifest, Manifest) or manifest.config.media_type != CONFIG:
             raise IntegrityError("not an export of a cache mount")
-        config = json.loads(place.read(manifest.config))
+        config = _Described.of(place.read(manifest.config))
         known = [mount.id for mount in self.list()]
         # Where the mount is new it is called as where it was exported, or by another name as a Dockerfile gives it.
-        id = _choose(name, known) or _choose(name, [str(config.get("id", ""))]) or f"/{name}"
+        id = _choose(name, known) or _choose(name, [config.id]) or f"/{name}"
         ref = self._cache.new(None, description=f"cache mount {id}", record_type="exec.cachemount", cancelled=cancelled)
         try:
             with self._cache.root.lease(), ref.mounted() as root:
-                os.chmod(root, int(config.get("mode", "755"), 8))
+                os.chmod(root, config.mode)
                 for layer in manifest.layers:
                     _unpack(self._cache, place, layer, root, cancelled)
-                _times(root, config.get("directories") or {})
+                _times(root, config.directories)
             point("cache-mount.unpacked")
             self._cache.replace_index(ref.id, cache_index(id))
             point("cache-mount.replaced")
         finally:
             ref.release()
-        return Moved(files=int(config.get("files", 0)), bytes=int(config.get("bytes", 0)), blobs=len(manifest.layers))
+        return Moved(files=config.files, bytes=config.size, blobs=len(manifest.layers))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Described:
+    """What the config of an export says. Directories: their mode, owner, group, and time in nanoseconds."""
+
+    id: str
+    files: int
+    size: int
+    mode: int
+    directories: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def of(cls, data: bytes) -> _Described:
+        """Anybody may have written it. Raises IntegrityError."""
+        try:
+            raw = json.loads(data)
+            directories = {path: [int(number) for number in numbers] for path, numbers in (raw.get("directories") or {}).items()}
+            for path, (mode, uid, gid, mtime_ns) in directories.items():
+                if "\0" in path or mode < 0 or not (0 <= uid < _NO_ID and 0 <= gid < _NO_ID and abs(mtime_ns) < 1 << 63):
+                    raise ValueError("a directory is described wrongly")
+            return cls(
+                id=str(raw.get("id", "")),
+                files=int(raw.get("files", 0)),
+                size=int(raw.get("bytes", 0)),
+                mode=int(raw.get("mode", "755"), 8) & 0o7777,
+                directories=directories,
+            )
+        except (ValueError, TypeError, AttributeError, RecursionError) as err:
+            raise IntegrityError(f"the export of a cache mount is damaged: {err}") from err
 
 
 @dataclass(slots=True)
@@ -270,8 +301,8 @@ class _Export:
             manifest = parse_manifest(data) if data is not None else None
             if not isinstance(manifest, Manifest) or manifest.config.media_type != CONFIG:
                 return {}
-            states = json.loads(self._place.read(manifest.config)).get("states") or {}
-        except (ChantierError, ValueError):
+            states = dict(json.loads(self._place.read(manifest.config))["states"])
+        except (ChantierError, ValueError, TypeError, KeyError):
             return {}  # it is damaged or gone: everything is sent
         found = {}
         for layer in manifest.layers:
