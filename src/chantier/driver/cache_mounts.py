@@ -88,6 +88,10 @@ class CacheMounts:
         """Into every node, in the place of what the mount holds there: steps that use that go on with it."""
         source = _Directory(place) if place.get("type") == "local" else None
         attrs, stores = (source.attrs, source.stores) if source else (place, {})
+        if source is not None and not attrs["digest"]:
+            raise NotFoundError(
+                f"no such export of a cache mount: {source}", hint="chantier cache-mount export ID --to PLACE makes one"
+            )
         for engine in self._engines:
             raw = await engine.move_cache_mount("import", name, attrs, stores)
         return _moved(raw)
@@ -106,6 +110,9 @@ class _Directory:
         self._tag = place.get("tag") or _TAG
         self.attrs = {"type": "local", "dest": str(self._path), "digest": find(self._path, self._tag)}
         self.stores = {store_id(str(self._path)): self._path}
+
+    def __str__(self) -> str:
+        return f"{self._path} has none with the tag {self._tag!r}"
 
     def name(self, manifest: Mapping[str, Any]) -> None:
         from chantier.client.cache_dir import collect, name_cache

@@ -135,10 +135,13 @@ class _Work:
     def import_(self, name: str, place: Place, cancelled: Callable[[], bool]) -> Moved:
         data = place.manifest()
         if data is None:
-            raise NotFoundError("no such export of a cache mount")
+            raise NotFoundError(
+                f"no such export of a cache mount: {place.where} has none",
+                hint="chantier cache-mount export ID --to PLACE makes one",
+            )
         manifest = parse_manifest(data)
         if not isinstance(manifest, Manifest) or manifest.config.media_type != CONFIG:
-            raise IntegrityError("not an export of a cache mount")
+            raise IntegrityError(f"{place.where} is not an export of a cache mount")
         config = _Described.of(place.read(manifest.config))
         known = [mount.id for mount in self.list()]
         # Where the mount is new it is called as where it was exported, or by another name as a Dockerfile gives it.

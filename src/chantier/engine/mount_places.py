@@ -26,6 +26,9 @@ T = TypeVar("T")
 class Place(Protocol):
     """Where an export lies. Sync."""
 
+    where: str
+    """As users know it."""
+
     def manifest(self) -> bytes | None: ...
     def read(self, descriptor: Descriptor) -> bytes:
         """A small blob, verified."""
@@ -43,6 +46,7 @@ class RegistryPlace:
     def __init__(self, registry: Registry, name: str) -> None:
         self._registry = registry
         self._ref = Reference.parse(name).with_default_tag()
+        self.where = str(self._ref)
 
     def manifest(self) -> bytes | None:
         try:
@@ -79,6 +83,7 @@ class SessionPlace:
         """`digest` is that of the last export's manifest, "" if there is none; `loop` is the session's."""
         self._session = session
         self._cancelled = cancelled
+        self.where = directory
         self._store = f"local:{directory}"
         self._digest = digest
         self._loop = loop
@@ -123,7 +128,7 @@ class SessionPlace:
 
         data = self._wait(copy())
         if digest_of(data) != digest:
-            raise IntegrityError(f"blob {digest} in {self._store.removeprefix('local:')} is damaged")
+            raise IntegrityError(f"blob {digest} in {self.where} is damaged")
         return data
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
